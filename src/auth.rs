@@ -1,0 +1,368 @@
+//! Put the current fal credential on every request that may carry it.
+//!
+//! 1. The [policy](crate::origin) does not admit the request's URI: the request passes untouched.
+//! 2. Otherwise `authorization` becomes the header of the [`Credential`] in the request's extensions if there is one,
+//!    and else that of the store's current credential.
+//! 3. A `401` or `403` to such a request leaves with a [`Stamp`] in its extensions, which says what it was sent with.
+//!
+//! The layer adds no error, no box, no lock and no allocation to a request.
+//!
+//! **Order:** this layer belongs *inside* everything that may send a request again (retries, redirects), so that each
+//! attempt gets the credential of its own moment and each hop is looked at again.
+//!
+//! # Example
+//! ```
+//! use http::{Request, Response};
+//! use tower::{ServiceBuilder, ServiceExt as _, service_fn};
+//! use tower_fal::{Credential, CredentialStore, FalAuthLayer};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = CredentialStore::fixed(Credential::key("id:secret")?);
+//! let client = ServiceBuilder::new()
+//!     .layer(FalAuthLayer::new(store))
+//!     .service(service_fn(async |request: Request<&'static str>| {
+//!         assert_eq!(request.headers()["authorization"], "Key id:secret");
+//!         Ok::<_, std::convert::Infallible>(Response::new(()))
+//!     }));
+//! client.oneshot(Request::post("https://fal.run/fal-ai/flux/dev").body("{}")?).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # A request with its own credential
+//! A server that calls fal with each customer's own key puts that [`Credential`] into the request's extensions. It
+//! goes to the same origins and no others. With [`FalAuthLayer::per_request`] there is nothing but it: when the
+//! extension is lost on the way, the request goes out without a header and never with the house's key.
+//!
+//! ```
+//! # use http::Request;
+//! # use tower_fal::Credential;
+//! let request = Request::post("https://fal.run/fal-ai/flux/dev").extension(Credential::key("customer:secret")?).body(())?;
+//! # let _ = request;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # In an axum router
+//! `Router::layer(FalAuthLayer::new(store))` compiles, and does nothing: an inbound request names no origin, and its
+//! `Host` header is the caller's word. The common use is an outgoing client in the router's `State`.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response, StatusCode, header::AUTHORIZATION};
+use pin_project::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    credential::{Credential, KeyId},
+    origin::{BoundOrigin, FalOrigins, InvalidOrigin, OriginPolicy},
+    store::{CredentialStore, Generation, Snapshot},
+};
+
+/// Layer that applies [`FalAuth`]. See the [module docs](self) for an example.
+#[derive(Clone)]
+#[must_use]
+pub struct FalAuthLayer<P = FalOrigins> {
+    authorizer: Authorizer<P>,
+}
+
+impl FalAuthLayer {
+    /// The store's current credential, to [fal's own origins](FalOrigins).
+    pub fn new(store: CredentialStore) -> Self {
+        Self::with_policy(Some(store), FalOrigins::new())
+    }
+
+    /// No credential but the one in the extensions of each request, to [fal's own origins](FalOrigins).
+    pub fn per_request() -> Self {
+        Self::with_policy(None, FalOrigins::new())
+    }
+}
+
+impl FalAuthLayer<BoundOrigin> {
+    /// The store's current credential, for a service that is bound to one connection: see [`BoundOrigin`].
+    ///
+    /// ```
+    /// # use tower_fal::{Credential, CredentialStore, FalAuthLayer};
+    /// # let store = CredentialStore::fixed(Credential::key("id:secret")?);
+    /// let layer = FalAuthLayer::for_origin(store, "https://fal.run")?;
+    /// # let _ = layer;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the text is no origin, or one that would carry the credential in clear.
+    pub fn for_origin(store: CredentialStore, origin: &str) -> Result<Self, InvalidOrigin> {
+        Ok(Self::with_policy(Some(store), BoundOrigin::new(origin)?))
+    }
+}
+
+impl<P> FalAuthLayer<P> {
+    fn with_policy(store: Option<CredentialStore>, origins: P) -> Self {
+        Self { authorizer: Authorizer { store, origins, keep_existing: false } }
+    }
+
+    /// Which origins may carry the credential. Default: [`FalOrigins::new`].
+    pub fn origins<Q: OriginPolicy>(self, origins: Q) -> FalAuthLayer<Q> {
+        let Authorizer { store, keep_existing, .. } = self.authorizer;
+        FalAuthLayer { authorizer: Authorizer { store, origins, keep_existing } }
+    }
+
+    /// Whether a request that has an `authorization` header already keeps it, and is then passed untouched.
+    /// Default: no, ours replaces it.
+    pub fn keep_existing(mut self, keep: bool) -> Self {
+        self.authorizer.keep_existing = keep;
+        self
+    }
+
+    /// Puts the credential on a request that is sent without Tower, such as a WebSocket handshake, by the same rules.
+    /// Returns whether the request carries it now.
+    ///
+    /// ```
+    /// # use tower_fal::{Credential, CredentialStore, FalAuthLayer};
+    /// # let store = CredentialStore::fixed(Credential::key("id:secret")?);
+    /// let mut handshake = http::Request::get("wss://ws.fal.run/fal-ai/flux/dev").body(())?;
+    /// assert!(FalAuthLayer::new(store).authorize(&mut handshake));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn authorize<B>(&self, request: &mut Request<B>) -> bool
+    where
+        P: OriginPolicy,
+    {
+        self.authorizer.authorize(request).is_some()
+    }
+}
+
+impl<S, P: Clone> Layer<S> for FalAuthLayer<P> {
+    type Service = FalAuth<S, P>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        FalAuth { inner, authorizer: self.authorizer.clone() }
+    }
+}
+
+impl<P> fmt::Debug for FalAuthLayer<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FalAuthLayer").field("authorizer", &self.authorizer).finish()
+    }
+}
+
+impl CredentialStore {
+    /// Puts the current credential on a request that is sent without Tower, such as a WebSocket handshake. Returns
+    /// whether the request carries it now.
+    ///
+    /// By the rules of [`FalAuthLayer::new`]; [`FalAuthLayer::authorize`] does the same by other rules.
+    ///
+    /// ```
+    /// # use tower_fal::{Credential, CredentialStore};
+    /// # let store = CredentialStore::fixed(Credential::key("id:secret")?);
+    /// let mut handshake = http::Request::get("wss://ws.fal.run/fal-ai/flux/dev").body(())?;
+    /// assert!(store.authorize(&mut handshake));
+    ///
+    /// let mut elsewhere = http::Request::get("wss://example.com/").body(())?;
+    /// assert!(!store.authorize(&mut elsewhere));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn authorize<B>(&self, request: &mut Request<B>) -> bool {
+        FalAuthLayer::new(self.clone()).authorize(request)
+    }
+}
+
+/// Middleware that puts the credential on requests. See the [module docs](self) for an example.
+#[derive(Clone)]
+pub struct FalAuth<S, P = FalOrigins> {
+    inner: S,
+    authorizer: Authorizer<P>,
+}
+
+impl<S> FalAuth<S> {
+    /// The layer, for those who start from the service. See [`FalAuthLayer::new`].
+    pub fn layer(store: CredentialStore) -> FalAuthLayer {
+        FalAuthLayer::new(store)
+    }
+}
+
+impl<S, P> FalAuth<S, P> {
+    /// The service inside.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The service inside.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service inside.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, P, B, R> Service<Request<B>> for FalAuth<S, P>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    P: OriginPolicy,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let sent_with = self.authorizer.authorize(&mut request);
+        ResponseFuture { inner: self.inner.call(request), sent_with }
+    }
+}
+
+impl<S: fmt::Debug, P> fmt::Debug for FalAuth<S, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FalAuth").field("inner", &self.inner).field("authorizer", &self.authorizer).finish()
+    }
+}
+
+/// Response future of [`FalAuth`].
+#[pin_project]
+pub struct ResponseFuture<F> {
+    #[pin]
+    inner: F,
+    sent_with: Option<SentWith>,
+}
+
+impl<F, R, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut result = ready!(this.inner.poll(cx));
+        if let (Ok(response), Some(sent_with)) = (&mut result, this.sent_with.take()) {
+            sent_with.stamp(response);
+        }
+        Poll::Ready(result)
+    }
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").field("sent_with", &self.sent_with).finish_non_exhaustive()
+    }
+}
+
+/// What a request was sent with to which fal answered `401` or `403`: in that response's extensions.
+///
+/// Its absence says as much: the refused request carried nothing of ours.
+///
+/// ```
+/// # use http::Response;
+/// # use tower_fal::auth::Stamp;
+/// fn log(response: &Response<()>) {
+///     if let Some(stamp) = response.extensions().get::<Stamp>() {
+///         eprintln!("fal refused {:?} from {}", stamp.key_id(), stamp.source());
+///     }
+/// }
+/// # log(&Response::new(()));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Stamp {
+    generation: Option<Generation>,
+    key_id: Option<KeyId>,
+    source: Arc<str>,
+}
+
+impl Stamp {
+    /// Which of the store's credentials it was; `None` when the request brought its own.
+    #[must_use]
+    pub fn generation(&self) -> Option<Generation> {
+        self.generation
+    }
+
+    /// The public half of the key; `None` for a login's token.
+    #[must_use]
+    pub fn key_id(&self) -> Option<&KeyId> {
+        self.key_id.as_ref()
+    }
+
+    /// Where the credential was found, such as `env:FAL_KEY`. A request's own one is `request` unless its
+    /// [source](Credential::with_source) was noted.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+}
+
+/// The rules of this layer, for everyone who puts a credential on a request.
+#[derive(Clone)]
+struct Authorizer<P> {
+    store: Option<CredentialStore>,
+    origins: P,
+    keep_existing: bool,
+}
+
+impl<P: OriginPolicy> Authorizer<P> {
+    #[inline]
+    fn authorize<B>(&self, request: &mut Request<B>) -> Option<SentWith> {
+        if !self.origins.admits(request.uri()) || (self.keep_existing && request.headers().contains_key(AUTHORIZATION))
+        {
+            return None;
+        }
+        let sent_with = match (request.extensions().get::<Credential>(), &self.store) {
+            (Some(own), _) => SentWith::Own(own.clone()),
+            (None, Some(store)) => SentWith::Current(store.load()), // one snapshot, for the header and for the stamp
+            (None, None) => return None,
+        };
+        let header = sent_with.credential().header().clone();
+        request.headers_mut().insert(AUTHORIZATION, header);
+        Some(sent_with)
+    }
+}
+
+impl<P> fmt::Debug for Authorizer<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authorizer")
+            .field("store", &self.store)
+            .field("origins", &std::any::type_name::<P>())
+            .field("keep_existing", &self.keep_existing)
+            .finish()
+    }
+}
+
+/// The credential that one request carries.
+#[derive(Clone, Debug)]
+enum SentWith {
+    Current(Snapshot),
+    Own(Credential),
+}
+
+impl SentWith {
+    fn credential(&self) -> &Credential {
+        match self {
+            Self::Current(snapshot) => snapshot.credential(),
+            Self::Own(credential) => credential,
+        }
+    }
+
+    fn stamp<R>(&self, response: &mut Response<R>) {
+        if !matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            return;
+        }
+        // Where two of these layers are stacked, the inner one's header went out, and its stamp is the true one.
+        if response.extensions().get::<Stamp>().is_some() {
+            return;
+        }
+        let (generation, source) = match self {
+            Self::Current(snapshot) => (Some(snapshot.generation()), Arc::clone(snapshot.source_arc())),
+            Self::Own(credential) => (None, credential.source_arc().map_or_else(|| "request".into(), Arc::clone)),
+        };
+        let key_id = self.credential().key_id().cloned();
+        response.extensions_mut().insert(Stamp { generation, key_id, source });
+    }
+}

@@ -1,0 +1,72 @@
+//! Tower middleware that authenticates Rust servers to [fal.ai](https://fal.ai).
+//!
+//! It puts the current fal credential on the right requests and on no others, and follows the credential when it is
+//! rotated: without a restart, and without a failed request.
+//!
+//! ```no_run
+//! use bytes::Bytes;
+//! use http::Request;
+//! use http_body_util::Full;
+//! use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+//! use tower::{ServiceBuilder, ServiceExt as _};
+//! use tower_fal::{CredentialStore, FalAuthLayer, source::FileSource};
+//!
+//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let connector = hyper_util::client::legacy::connect::HttpConnector::new();
+//! let store = CredentialStore::builder(FileSource::new("/run/secrets/fal/key")).build().await?;
+//! let fal = ServiceBuilder::new()
+//!     .layer(FalAuthLayer::new(store))
+//!     .service(Client::builder(TokioExecutor::new()).build(connector));
+//!
+//! let request = Request::post("https://fal.run/fal-ai/flux/dev")
+//!     .header("content-type", "application/json")
+//!     .body(Full::new(Bytes::from_static(br#"{"prompt":"a lighthouse"}"#)))?;
+//! let response = fal.oneshot(request).await?;
+//! # let _ = response;
+//! # Ok(()) }
+//! ```
+//!
+//! # How a credential flows
+//! ```text
+//!  env / file / closure
+//!    source            Ok(Some) here it is, Ok(None) not mine, Err mine and broken
+//!       |
+//!    Credential        header built once, sensitive, wiped on drop, printed as its id
+//!       |  published only if valid and changed: generation 7 -> 8
+//!    CredentialStore   one writer (the driver), many readers; status
+//!       |  load(): one snapshot for one request, no lock, no await, no allocation
+//!    FalAuth           the origin policy admits the URI? -> authorization header
+//!       |
+//!    your client       a 401 or 403 comes back stamped with what it was sent with
+//! ```
+//!
+//! # Features
+//! | feature | adds |
+//! |---|---|
+//! | `mock` | [`mock::MockFal`]: an in-process fal on loopback, for tests and examples |
+//! | `tracing` | events for rotation, failure and recovery |
+//! | `full` | all of them |
+//!
+//! Without features there are the auth layer, the store, and the sources that read the environment, a file or a
+//! closure.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod auth;
+pub mod credential;
+pub mod error;
+mod events;
+#[cfg(feature = "mock")]
+#[cfg_attr(docsrs, doc(cfg(feature = "mock")))]
+pub mod mock;
+pub mod origin;
+pub mod source;
+pub mod store;
+
+pub use self::{
+    auth::{FalAuth, FalAuthLayer},
+    credential::{Credential, CredentialError, KeyId, Scheme},
+    error::SourceError,
+    store::{CredentialStore, Generation},
+};

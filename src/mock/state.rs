@@ -1,0 +1,129 @@
+//! What the mock knows: the valid credentials, the switches, the log and the queue.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use http::{HeaderMap, HeaderValue, StatusCode, header::AUTHORIZATION};
+use serde_json::Value;
+use subtle::ConstantTimeEq as _;
+
+use super::{Failure, Lock, Presented, Received};
+use crate::credential::{Credential, KeyId};
+
+/// How many requests the log holds, and how many jobs the queue. The oldest goes first.
+const MAX_KEPT: usize = 10_000;
+
+#[derive(Default)]
+pub(super) struct State {
+    grants: Vec<Grant>,
+    pub(super) lock: Option<Lock>,
+    pub(super) latency: Duration,
+    pub(super) close_on_refusal: bool,
+    failing: Option<(usize, Failure)>,
+    requests: u64,
+    log: BTreeMap<u64, Received>,
+    jobs: BTreeMap<u64, Job>,
+}
+
+/// A valid credential. Its clone shares the buffer that wipes itself, so no other copy of the secret is kept.
+pub(super) struct Grant {
+    credential: Credential,
+    pub(super) permitted: bool,
+}
+
+/// A submitted request in the queue.
+pub(super) struct Job {
+    pub(super) app: String,
+    pub(super) polls: u64,
+    pub(super) output: Value,
+}
+
+impl State {
+    pub(super) fn grant(&mut self, credential: &Credential, permitted: bool) {
+        self.revoke(credential);
+        self.grants.push(Grant { credential: credential.clone(), permitted });
+    }
+
+    pub(super) fn revoke(&mut self, credential: &Credential) {
+        self.grants.retain(|grant| !grant.credential.same_value(credential));
+    }
+
+    /// The valid credential of a request, if it has one.
+    pub(super) fn granted(&self, headers: &HeaderMap) -> Option<&Grant> {
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        // Servers differ in which of several headers they believe: whoever sends several has a bug to find.
+        let (Some(value), None) = (values.next(), values.next()) else { return None };
+        self.grants.iter().find(|grant| grant.credential.header().as_bytes().ct_eq(value.as_bytes()).into())
+    }
+
+    pub(super) fn presented(&self, headers: &HeaderMap) -> Presented {
+        match (self.granted(headers), headers.get(AUTHORIZATION)) {
+            (Some(grant), _) => Presented::Accepted(grant.credential.key_id().cloned()),
+            (None, Some(value)) => Presented::Refused(key_id(value)),
+            (None, None) => Presented::Nothing,
+        }
+    }
+
+    pub(super) fn fail_next(&mut self, n: usize, failure: Failure) {
+        self.failing = (n > 0).then_some((n, failure));
+    }
+
+    pub(super) fn next_failure(&mut self) -> Option<Failure> {
+        let (left, failure) = self.failing?;
+        self.fail_next(left - 1, failure);
+        Some(failure)
+    }
+
+    /// Logs a request and gives it its number.
+    pub(super) fn arrived(&mut self, received: Received) -> u64 {
+        self.requests += 1;
+        keep(&mut self.log, self.requests, received);
+        self.requests
+    }
+
+    pub(super) fn answered(&mut self, number: u64, status: StatusCode) {
+        if let Some(received) = self.log.get_mut(&number) {
+            received.status = Some(status);
+        }
+    }
+
+    pub(super) fn received(&self) -> Vec<Received> {
+        self.log.values().cloned().collect()
+    }
+
+    pub(super) fn clear_received(&mut self) {
+        self.log.clear();
+    }
+
+    pub(super) fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    /// Puts a job into the queue, under the number of the request that submitted it.
+    pub(super) fn submit(&mut self, number: u64, job: Job) {
+        keep(&mut self.jobs, number, job);
+    }
+
+    pub(super) fn job(&mut self, app: &str, id: &str) -> Option<&mut Job> {
+        let number = u64::from_str_radix(id.strip_prefix(ID_PREFIX)?, 16).ok()?;
+        self.jobs.get_mut(&number).filter(|job| job.app == app)
+    }
+}
+
+/// Every request has a UUID of its own, in which it is counted.
+const ID_PREFIX: &str = "00000000-0000-4000-8000-";
+
+pub(super) fn request_id(number: u64) -> String {
+    format!("{ID_PREFIX}{number:012x}")
+}
+
+fn keep<T>(kept: &mut BTreeMap<u64, T>, number: u64, item: T) {
+    kept.insert(number, item);
+    if kept.len() > MAX_KEPT {
+        kept.pop_first();
+    }
+}
+
+fn key_id(value: &HeaderValue) -> Option<KeyId> {
+    // The copy that is parsed here wipes itself.
+    Credential::key(value.as_bytes().strip_prefix(b"Key ")?).ok()?.key_id().cloned()
+}

@@ -1,0 +1,269 @@
+//! Where a credential comes from.
+//!
+//! A [`CredentialSource`] has three answers: *here it is* (`Ok(Some)`), *not mine, ask the next one* (`Ok(None)`),
+//! and *mine and broken* (`Err`). It only fetches; when to ask, what to do with a failure and how to publish the
+//! result is the [store](crate::store)'s business.
+//!
+//! | source | reads | asked again |
+//! |---|---|---|
+//! | [`EnvSource`] | `FAL_KEY`, `FAL_KEY_ID` and `FAL_KEY_SECRET`, or the file that `FAL_KEY_FILE` names | never, the file every 5 s |
+//! | [`FileSource`] | a file with the key, such as a mounted Kubernetes Secret | every 5 s |
+//! | [`from_fn`] | whatever an async closure brings: Vault, a cloud's secret manager | as often as you say |
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_fal::{Credential, error::BoxError, source};
+//!
+//! // A remote source: the store asks it every minute, and keeps the last good credential while it is down.
+//! let vault = source::from_fn("vault:fal", Duration::from_secs(60), || async {
+//!     let key = fetch_from_vault().await?;
+//!     Ok::<_, BoxError>(Credential::key(key)?)
+//! });
+//! # async fn fetch_from_vault() -> Result<String, BoxError> { Ok("id:secret".into()) }
+//! # let _ = vault;
+//! ```
+
+use std::{fmt, future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+
+use crate::{
+    credential::Credential,
+    error::{BoxError, SourceError},
+};
+
+mod env;
+mod file;
+
+pub use self::{env::EnvSource, file::FileSource};
+
+/// Something that can be asked for the current credential. See the [module docs](self) for the three answers.
+///
+/// `async fn load` satisfies the trait as long as its future is `Send`:
+///
+/// ```
+/// use tower_fal::{Credential, error::SourceError, source::CredentialSource};
+///
+/// struct Fixed(Credential);
+///
+/// impl CredentialSource for Fixed {
+///     fn name(&self) -> &str {
+///         "fixed"
+///     }
+///
+///     async fn load(&self) -> Result<Option<Credential>, SourceError> {
+///         Ok(Some(self.0.clone()))
+///     }
+/// }
+/// ```
+pub trait CredentialSource: Send + Sync + 'static {
+    /// What to call this source in status, logs and errors, such as `file:/run/secrets/fal_key`. Never the secret.
+    fn name(&self) -> &str;
+
+    /// Asks for the current credential.
+    ///
+    /// It may be dropped before it is done, when the store's load time-out is over. A load that spends something
+    /// on its way (a refresh token) belongs into a task of its own, which finishes whatever happens to the caller.
+    ///
+    /// # Errors
+    /// When the credential should be here and is missing, unreadable or malformed. The store then keeps the last
+    /// good one, reports the error and asks again.
+    fn load(&self) -> impl Future<Output = Result<Option<Credential>, SourceError>> + Send;
+
+    /// How long the store waits before it asks again (it varies each wait by a fifth, so that replicas spread out).
+    /// `None`, the default: only when it is told to.
+    fn poll_interval(&self) -> Option<Duration> {
+        None
+    }
+
+    /// The files whose changes are worth a look at this source. They are hints: the answer of
+    /// [`load`](Self::load) decides. Default: none.
+    fn watched_paths(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
+/// A source from an async closure that takes nothing.
+///
+/// `every` is how often the store asks: a [`Duration`], or `None` for a source that is asked only on
+/// [`reload`](crate::CredentialStore::reload), ahead of the expiry of a token, and after a `401`. The closure
+/// returns a [`Credential`] or an `Option` of one. See the [module docs](self) for an example.
+pub fn from_fn<F, Fut, T, E>(
+    name: impl Into<Arc<str>>,
+    every: impl Into<Option<Duration>>,
+    load: F,
+) -> impl CredentialSource
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send,
+    T: Into<Option<Credential>>,
+    E: Into<BoxError>,
+{
+    from_fn_with(name, every, (), move |()| load())
+}
+
+/// A source from an async closure and the state that it needs, which is cloned for each load.
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use tower_fal::{Credential, error::BoxError, source};
+///
+/// # struct SecretManager;
+/// # impl SecretManager { async fn get(&self, _name: &str) -> Result<String, BoxError> { Ok("id:secret".into()) } }
+/// let client = Arc::new(SecretManager);
+/// let cloud = source::from_fn_with("cloud:fal-key", Duration::from_secs(300), client, async |client| {
+///     let key = client.get("fal-key").await?;
+///     Ok::<_, BoxError>(Credential::key(key)?)
+/// });
+/// # let _ = cloud;
+/// ```
+pub fn from_fn_with<S, F, Fut, T, E>(
+    name: impl Into<Arc<str>>,
+    every: impl Into<Option<Duration>>,
+    state: S,
+    load: F,
+) -> impl CredentialSource
+where
+    S: Clone + Send + Sync + 'static,
+    F: Fn(S) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send,
+    T: Into<Option<Credential>>,
+    E: Into<BoxError>,
+{
+    FromFn { name: name.into(), every: every.into(), state, load }
+}
+
+struct FromFn<S, F> {
+    name: Arc<str>,
+    every: Option<Duration>,
+    state: S,
+    load: F,
+}
+
+impl<S, F, Fut, T, E> CredentialSource for FromFn<S, F>
+where
+    S: Clone + Send + Sync + 'static,
+    F: Fn(S) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send,
+    T: Into<Option<Credential>>,
+    E: Into<BoxError>,
+{
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn load(&self) -> Result<Option<Credential>, SourceError> {
+        match (self.load)(self.state.clone()).await {
+            Ok(loaded) => Ok(loaded.into()),
+            Err(error) => Err(SourceError::new(self.name.clone(), error)),
+        }
+    }
+
+    fn poll_interval(&self) -> Option<Duration> {
+        self.every
+    }
+}
+
+/// Any source behind one type, for lists and struct fields. Cheap to clone.
+///
+/// ```
+/// use tower_fal::source::{BoxSource, EnvSource, FileSource};
+///
+/// let sources = [BoxSource::new(EnvSource::key()), BoxSource::new(FileSource::new("/run/secrets/fal_key"))];
+/// # let _ = sources;
+/// ```
+#[derive(Clone)]
+pub struct BoxSource {
+    inner: Arc<dyn ErasedSource>,
+}
+
+impl BoxSource {
+    /// Erases the type of a source.
+    pub fn new(source: impl CredentialSource) -> Self {
+        Self { inner: Arc::new(source) }
+    }
+}
+
+impl CredentialSource for BoxSource {
+    fn name(&self) -> &str {
+        self.inner.dyn_name()
+    }
+
+    async fn load(&self) -> Result<Option<Credential>, SourceError> {
+        self.inner.dyn_load().await
+    }
+
+    fn poll_interval(&self) -> Option<Duration> {
+        self.inner.dyn_poll_interval()
+    }
+
+    fn watched_paths(&self) -> Vec<PathBuf> {
+        self.inner.dyn_watched_paths()
+    }
+}
+
+impl fmt::Debug for BoxSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("BoxSource").field(&self.name()).finish()
+    }
+}
+
+/// The object-safe twin of [`CredentialSource`], which is not so itself as it returns `impl Future`.
+trait ErasedSource: Send + Sync {
+    fn dyn_name(&self) -> &str;
+    fn dyn_load(&self) -> Pin<Box<dyn Future<Output = Result<Option<Credential>, SourceError>> + Send + '_>>;
+    fn dyn_poll_interval(&self) -> Option<Duration>;
+    fn dyn_watched_paths(&self) -> Vec<PathBuf>;
+}
+
+impl<S: CredentialSource> ErasedSource for S {
+    fn dyn_name(&self) -> &str {
+        CredentialSource::name(self)
+    }
+
+    fn dyn_load(&self) -> Pin<Box<dyn Future<Output = Result<Option<Credential>, SourceError>> + Send + '_>> {
+        Box::pin(CredentialSource::load(self))
+    }
+
+    fn dyn_poll_interval(&self) -> Option<Duration> {
+        CredentialSource::poll_interval(self)
+    }
+
+    fn dyn_watched_paths(&self) -> Vec<PathBuf> {
+        CredentialSource::watched_paths(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::SourceErrorKind;
+
+    #[tokio::test]
+    async fn a_closure_is_a_source() {
+        let source = from_fn("mine", Duration::from_secs(9), || async { Credential::key("id:secret") });
+        assert_eq!(source.name(), "mine");
+        assert_eq!(source.poll_interval(), Some(Duration::from_secs(9)));
+        assert_eq!(source.load().await.unwrap().unwrap().header(), "Key id:secret");
+    }
+
+    #[tokio::test]
+    async fn a_closure_may_pass_or_fail() {
+        let pass = from_fn("pass", None, || async { Ok::<_, BoxError>(None) });
+        assert!(pass.load().await.unwrap().is_none());
+        let fail = from_fn("fail", None, || async { Credential::key("") });
+        let error = fail.load().await.unwrap_err();
+        assert_eq!((error.kind(), error.source_name()), (SourceErrorKind::Invalid, "fail"));
+    }
+
+    #[tokio::test]
+    async fn a_boxed_source_answers_as_the_source_inside() {
+        let source = from_fn_with("state", Duration::from_secs(1), "id:secret".to_owned(), async |key: String| {
+            Credential::key(key)
+        });
+        let boxed = BoxSource::new(BoxSource::new(source));
+        assert_eq!(boxed.name(), "state");
+        assert_eq!(boxed.poll_interval(), Some(Duration::from_secs(1)));
+        assert!(boxed.watched_paths().is_empty());
+        assert_eq!(boxed.load().await.unwrap().unwrap().header(), "Key id:secret");
+        assert_eq!(format!("{boxed:?}"), r#"BoxSource("state")"#);
+    }
+}

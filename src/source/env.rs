@@ -1,0 +1,328 @@
+use std::{
+    ffi::OsString,
+    fmt,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use zeroize::Zeroizing;
+
+use super::{CredentialSource, FileSource};
+use crate::{
+    credential::{Credential, trim},
+    error::SourceError,
+};
+
+/// The environment, in the parts that you choose.
+///
+/// | constructor | variable | holds |
+/// |---|---|---|
+/// | [`key`](Self::key) | `FAL_KEY` | `id:secret` |
+/// | [`pair`](Self::pair) | `FAL_KEY_ID` and `FAL_KEY_SECRET` | the two halves |
+/// | [`file`](Self::file) | `FAL_KEY_FILE` | the path of a [file with the key](FileSource) |
+/// | [`all`](Self::all) | these three, in this order | |
+///
+/// A variable that is unset, empty or blank is passed over. One that is set and wrong is an error, and so is half a
+/// pair: a key further down never stands in for a broken one.
+///
+/// # What "reload from the environment" means
+/// The environment of a running process does not change: a new value in a pod's spec or a unit file reaches a *new*
+/// process only. A store on `key` or `pair` thus never polls, and a reload brings what was there at the start. What
+/// can rotate in place is the *file* that `FAL_KEY_FILE` names: the variable is read once, the file every 5 s.
+///
+/// Source of the names: fal's own clients (`FAL_KEY`, `FAL_KEY_ID`, `FAL_KEY_SECRET`); `FAL_KEY_FILE` is ours, after
+/// the custom of container images.
+///
+/// ```
+/// use tower_fal::source::{CredentialSource, EnvSource};
+///
+/// # tokio_test::block_on(async {
+/// // The environment is handed in, so that a test need not touch the process's own.
+/// let source = EnvSource::all().environment(|name| (name == "FAL_KEY").then(|| "id:secret".into()));
+/// let credential = source.load().await?.unwrap();
+/// assert_eq!(credential.source(), Some("env:FAL_KEY"));
+/// # Ok::<(), tower_fal::error::SourceError>(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct EnvSource {
+    name: Arc<str>,
+    parts: Vec<Part>,
+    environment: Arc<dyn Fn(&str) -> Option<OsString> + Send + Sync>,
+    file: OnceLock<FileSource>,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    Key(String),
+    Pair { id: String, secret: String },
+    File(String),
+}
+
+/// What the environment holds.
+enum Found<'a> {
+    Credential(Credential),
+    File(&'a FileSource),
+}
+
+impl EnvSource {
+    /// `FAL_KEY`.
+    #[must_use]
+    pub fn key() -> Self {
+        Self::key_from("FAL_KEY")
+    }
+
+    /// `FAL_KEY_ID` and `FAL_KEY_SECRET`.
+    #[must_use]
+    pub fn pair() -> Self {
+        Self::pair_from("FAL_KEY_ID", "FAL_KEY_SECRET")
+    }
+
+    /// The file that `FAL_KEY_FILE` names.
+    #[must_use]
+    pub fn file() -> Self {
+        Self::file_from("FAL_KEY_FILE")
+    }
+
+    /// `FAL_KEY`, else `FAL_KEY_ID` and `FAL_KEY_SECRET`, else the file that `FAL_KEY_FILE` names.
+    #[must_use]
+    pub fn all() -> Self {
+        Self::new(vec![
+            Part::Key("FAL_KEY".into()),
+            Part::Pair { id: "FAL_KEY_ID".into(), secret: "FAL_KEY_SECRET".into() },
+            Part::File("FAL_KEY_FILE".into()),
+        ])
+    }
+
+    /// A whole key, in a variable of another name.
+    #[must_use]
+    pub fn key_from(variable: impl Into<String>) -> Self {
+        Self::new(vec![Part::Key(variable.into())])
+    }
+
+    /// The two halves of a key, in variables of other names.
+    #[must_use]
+    pub fn pair_from(id_variable: impl Into<String>, secret_variable: impl Into<String>) -> Self {
+        Self::new(vec![Part::Pair { id: id_variable.into(), secret: secret_variable.into() }])
+    }
+
+    /// The path of a key file, in a variable of another name.
+    #[must_use]
+    pub fn file_from(variable: impl Into<String>) -> Self {
+        Self::new(vec![Part::File(variable.into())])
+    }
+
+    fn new(parts: Vec<Part>) -> Self {
+        let names: Vec<_> = parts.iter().map(Part::to_string).collect();
+        Self {
+            name: format!("env:{}", names.join(",")).into(),
+            parts,
+            environment: Arc::new(|name| std::env::var_os(name)),
+            file: OnceLock::new(),
+        }
+    }
+
+    /// Where to look variables up. Default: the process's environment.
+    #[must_use]
+    pub fn environment(mut self, lookup: impl Fn(&str) -> Option<OsString> + Send + Sync + 'static) -> Self {
+        self.environment = Arc::new(lookup);
+        self
+    }
+
+    /// The credential, without a runtime; only for what can never be reloaded.
+    pub(crate) fn load_fixed(&self) -> Result<Option<Credential>, SourceError> {
+        match self.find()? {
+            None => Ok(None),
+            Some(Found::Credential(credential)) => Ok(Some(credential)),
+            Some(Found::File(file)) => Err(SourceError::invalid(
+                self.name.clone(),
+                format!(
+                    "the key is in {}, which is to be read again and again: \
+                     use `CredentialStore::builder(EnvSource::file()).build().await`",
+                    file.name(),
+                ),
+            )),
+        }
+    }
+
+    fn find(&self) -> Result<Option<Found<'_>>, SourceError> {
+        for part in &self.parts {
+            let name = format!("env:{part}");
+            let built = match part {
+                Part::Key(variable) => self.value(variable).map(|key| Credential::key(&*key)),
+                Part::Pair { id, secret } => match (self.value(id), self.value(secret)) {
+                    (None, None) => None,
+                    (Some(id), Some(secret)) => Some(Credential::key_pair(&*id, &*secret)),
+                    (Some(_), None) => return Err(half_a_pair(&name, id, secret)),
+                    (None, Some(_)) => return Err(half_a_pair(&name, secret, id)),
+                },
+                Part::File(variable) => match (self.environment)(variable).and_then(path) {
+                    Some(path) => return Ok(Some(Found::File(self.file.get_or_init(|| FileSource::new(path))))),
+                    None => None,
+                },
+            };
+            match built {
+                None => {}
+                Some(Ok(credential)) => return Ok(Some(Found::Credential(credential.with_source(name)))),
+                Some(Err(error)) => return Err(SourceError::malformed(name, error)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// A variable that is neither unset nor empty nor blank, in a buffer that is wiped.
+    fn value(&self, variable: &str) -> Option<Zeroizing<Vec<u8>>> {
+        let value = Zeroizing::new((self.environment)(variable)?.into_encoded_bytes());
+        (!trim(&value).is_empty()).then_some(value)
+    }
+}
+
+fn half_a_pair(source: &str, set: &str, missing: &str) -> SourceError {
+    SourceError::not_found(source, format!("{set} is set and {missing} is not: set both, or FAL_KEY in their place"))
+}
+
+fn path(value: OsString) -> Option<PathBuf> {
+    match value.to_str() {
+        Some(text) if text.trim_ascii().is_empty() => None,
+        Some(text) => Some(text.trim_ascii().into()),
+        None => Some(value.into()),
+    }
+}
+
+impl CredentialSource for EnvSource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn load(&self) -> Result<Option<Credential>, SourceError> {
+        match self.find()? {
+            None => Ok(None),
+            Some(Found::Credential(credential)) => Ok(Some(credential)),
+            Some(Found::File(file)) => file.load().await,
+        }
+    }
+
+    fn poll_interval(&self) -> Option<Duration> {
+        match self.find() {
+            Ok(Some(Found::File(file))) => file.poll_interval(),
+            _ => None,
+        }
+    }
+
+    fn watched_paths(&self) -> Vec<PathBuf> {
+        match self.find() {
+            Ok(Some(Found::File(file))) => file.watched_paths(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(variable) | Self::File(variable) => f.write_str(variable),
+            Self::Pair { id, secret } => write!(f, "{id}+{secret}"),
+        }
+    }
+}
+
+impl fmt::Debug for EnvSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EnvSource").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{SourceErrorKind, report};
+
+    fn with(source: EnvSource, variables: &'static [(&'static str, &'static str)]) -> EnvSource {
+        source.environment(move |name| {
+            variables.iter().find(|(variable, _)| *variable == name).map(|(_, value)| OsString::from(value))
+        })
+    }
+
+    async fn loaded(source: EnvSource, variables: &'static [(&'static str, &'static str)]) -> (String, String) {
+        let credential = with(source, variables).load().await.unwrap().unwrap();
+        (credential.header().to_str().unwrap().to_owned(), credential.source().unwrap().to_owned())
+    }
+
+    #[tokio::test]
+    async fn the_key_comes_before_the_pair_and_the_pair_before_the_file() {
+        const KEY: (&str, &str) = ("FAL_KEY", "a:1\n");
+        const ID: (&str, &str) = ("FAL_KEY_ID", "b");
+        const SECRET: (&str, &str) = ("FAL_KEY_SECRET", "2");
+        const FILE: (&str, &str) = ("FAL_KEY_FILE", " /nowhere/at/all\n");
+        let found = loaded(EnvSource::all(), &[FILE, SECRET, ID, KEY]).await;
+        assert_eq!(found, ("Key a:1".into(), "env:FAL_KEY".into()));
+        let found = loaded(EnvSource::all(), &[FILE, SECRET, ID]).await;
+        assert_eq!(found, ("Key b:2".into(), "env:FAL_KEY_ID+FAL_KEY_SECRET".into()));
+        let error = with(EnvSource::all(), &[FILE]).load().await.unwrap_err();
+        assert_eq!(error.source_name(), "file:/nowhere/at/all");
+    }
+
+    #[tokio::test]
+    async fn each_part_reads_its_own_variables_only() {
+        const OTHERS: &[(&str, &str)] = &[("FAL_KEY_ID", "b"), ("FAL_KEY_SECRET", "2")];
+        assert!(with(EnvSource::key(), OTHERS).load().await.unwrap().is_none());
+        assert!(with(EnvSource::file(), OTHERS).load().await.unwrap().is_none());
+        assert!(with(EnvSource::pair(), &[("FAL_KEY", "a:1")]).load().await.unwrap().is_none());
+        let found = loaded(EnvSource::key_from("ACME"), &[("ACME", "a:1")]).await;
+        assert_eq!(found, ("Key a:1".into(), "env:ACME".into()));
+        let found = loaded(EnvSource::pair_from("I", "S"), &[("I", "a"), ("S", "1")]).await;
+        assert_eq!(found, ("Key a:1".into(), "env:I+S".into()));
+        assert!(with(EnvSource::file_from("F"), &[("F", "/nowhere/at/all")]).load().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn empty_and_blank_count_as_unset() {
+        for source in [EnvSource::all(), EnvSource::key(), EnvSource::pair(), EnvSource::file()] {
+            let variables =
+                &[("FAL_KEY", ""), ("FAL_KEY_ID", " "), ("FAL_KEY_SECRET", "\n"), ("FAL_KEY_FILE", "\u{20}\t")];
+            assert!(with(source, variables).load().await.unwrap().is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn half_a_pair_is_an_error_that_names_the_missing_half() {
+        let error = with(EnvSource::all(), &[("FAL_KEY_ID", "a")]).load().await.unwrap_err();
+        assert_eq!(error.kind(), SourceErrorKind::NotFound);
+        assert!(error.to_string().contains("FAL_KEY_ID is set and FAL_KEY_SECRET is not"), "{error}");
+        let error = with(EnvSource::all(), &[("FAL_KEY_SECRET", "1")]).load().await.unwrap_err();
+        assert!(error.to_string().contains("FAL_KEY_SECRET is set and FAL_KEY_ID is not"), "{error}");
+        assert!(with(EnvSource::all(), &[("FAL_KEY", "a:1"), ("FAL_KEY_ID", "b")]).load().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_broken_key_is_an_error_and_not_a_reason_to_look_further() {
+        let variables = &[("FAL_KEY", "hush"), ("FAL_KEY_ID", "b"), ("FAL_KEY_SECRET", "2")];
+        let error = with(EnvSource::all(), variables).load().await.unwrap_err();
+        assert!(report(&error).starts_with("env:FAL_KEY: holds no credential: the key has no `:`"), "{error}");
+        assert!(!report(&error).contains("hush"));
+    }
+
+    #[test]
+    fn only_a_file_is_polled() {
+        assert_eq!(with(EnvSource::all(), &[("FAL_KEY", "a:1")]).poll_interval(), None);
+        let file = with(EnvSource::all(), &[("FAL_KEY_FILE", "/key")]);
+        assert_eq!(file.poll_interval(), Some(Duration::from_secs(5)));
+        assert_eq!(file.watched_paths(), [PathBuf::from("/key")]);
+    }
+
+    #[test]
+    fn a_fixed_load_refuses_a_file_and_names_the_builder() {
+        let fixed = |variables| with(EnvSource::all(), variables).load_fixed();
+        assert_eq!(fixed(&[("FAL_KEY", "a:1")]).unwrap().unwrap().header(), "Key a:1");
+        assert!(fixed(&[]).unwrap().is_none());
+        let error = fixed(&[("FAL_KEY_FILE", "/key")]).unwrap_err();
+        assert!(error.to_string().contains("CredentialStore::builder(EnvSource::file())"), "{error}");
+    }
+
+    #[test]
+    fn debug_shows_the_names_of_the_variables() {
+        let shown = format!("{:?}", with(EnvSource::all(), &[("FAL_KEY", "id:hush")]));
+        assert_eq!(shown, r#"EnvSource { name: "env:FAL_KEY,FAL_KEY_ID+FAL_KEY_SECRET,FAL_KEY_FILE", .. }"#);
+    }
+}

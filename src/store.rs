@@ -1,0 +1,329 @@
+//! The current credential, and what keeps it current.
+//!
+//! A [`CredentialStore`] holds one credential for everybody. Requests [`load`](CredentialStore::load) it without a
+//! lock; one task, the *driver*, is the only one that asks the [source](crate::source):
+//!
+//! 1. [`build`](CredentialStoreBuilder::build) loads once, so that a server without a key fails when it starts.
+//! 2. The driver asks again at the source's own interval, ahead of the expiry of a token, and when
+//!    [`reload`](CredentialStore::reload) or [`reload_past`](CredentialStore::reload_past) is called.
+//! 3. What is valid and has changed becomes the next [`Generation`]. Content decides, not timestamps.
+//! 4. Anything else (a missing file, half a key, a time-out, a panic) leaves the last good credential in place, is
+//!    reported in the [`Status`], and is tried again: after 1 s, 2 s, 4 s, up to the source's interval or a minute,
+//!    whichever is shorter.
+//! 5. The driver ends when the last handle is dropped.
+//!
+//! ```
+//! use tower_fal::{CredentialStore, source::FileSource};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let path = directory.path().join("fal_key");
+//! std::fs::write(&path, "first-id:secret")?;
+//! let store = CredentialStore::builder(FileSource::new(&path)).build().await?;
+//! assert_eq!(store.status().key_id.unwrap().as_str(), "first-id");
+//!
+//! std::fs::write(&path, "second-id:secret")?; // the driver sees it within 5 s,
+//! store.reload().await?; // or now
+//! assert_eq!(store.status().key_id.unwrap().as_str(), "second-id");
+//! # Ok(()) }
+//! ```
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::sync::watch;
+
+use self::{
+    driver::{Driver, Schedule},
+    shared::{Clock, DriverLink, Finished, Past, Shared},
+};
+use crate::{
+    credential::Credential,
+    error::SourceError,
+    source::{BoxSource, CredentialSource, EnvSource},
+};
+
+mod driver;
+mod shared;
+mod slot;
+mod status;
+
+pub use self::{
+    slot::{Generation, Snapshot},
+    status::{DriverState, Status},
+};
+
+const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_REFRESH_BEFORE: Duration = Duration::from_secs(5 * 60);
+
+/// A handle to the current credential: cheap to clone, shared by every layer. See the [module docs](self).
+#[derive(Clone)]
+pub struct CredentialStore {
+    shared: Arc<Shared>,
+}
+
+impl CredentialStore {
+    /// A store that follows a source. See the [module docs](self) for an example.
+    pub fn builder(source: impl CredentialSource) -> CredentialStoreBuilder {
+        CredentialStoreBuilder {
+            source: BoxSource::new(source),
+            load_timeout: DEFAULT_LOAD_TIMEOUT,
+            refresh_before: DEFAULT_REFRESH_BEFORE,
+            clock: Arc::new(SystemTime::now),
+        }
+    }
+
+    /// A store with the key in `FAL_KEY`, or in `FAL_KEY_ID` and `FAL_KEY_SECRET`, that never reloads.
+    ///
+    /// The environment of a running process does not change, so there is nothing to reload and no runtime is needed.
+    ///
+    /// ```no_run
+    /// let store = tower_fal::CredentialStore::from_env()?;
+    /// # Ok::<(), tower_fal::error::SourceError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When none of the variables is set or one is malformed; and when it is `FAL_KEY_FILE` that names the key, as
+    /// a file wants to be read again: use [`builder`](Self::builder) with [`EnvSource::file`] then.
+    pub fn from_env() -> Result<Self, SourceError> {
+        Self::from_fixed_env(&EnvSource::all())
+    }
+
+    fn from_fixed_env(source: &EnvSource) -> Result<Self, SourceError> {
+        source.load_fixed()?.map(Self::fixed).ok_or_else(|| nothing_there(source.name().into()))
+    }
+
+    /// A store with one credential that never reloads; [`replace`](Self::replace) still works. Needs no runtime.
+    ///
+    /// ```
+    /// use tower_fal::{Credential, CredentialStore};
+    ///
+    /// let store = CredentialStore::fixed(Credential::key("id:secret")?);
+    /// assert_eq!(store.load().credential().header(), "Key id:secret");
+    /// # Ok::<(), tower_fal::CredentialError>(())
+    /// ```
+    #[must_use]
+    pub fn fixed(credential: Credential) -> Self {
+        let source = credential.source_arc().map_or_else(|| "fixed".into(), Arc::clone);
+        Self { shared: Arc::new(Shared::new(credential, source, None, Arc::new(SystemTime::now))) }
+    }
+
+    /// The current credential, for one request: no lock, no await, no allocation.
+    ///
+    /// There always is one. A token past its expiry is still handed out, since fal's clock decides and not ours.
+    #[must_use]
+    pub fn load(&self) -> Snapshot {
+        self.shared.load()
+    }
+
+    /// The generation of the current credential.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.load().generation()
+    }
+
+    /// Asks the source now, whatever its interval.
+    ///
+    /// The load begins after this call, so it sees whatever was written before it. Calls at the same time share one
+    /// load. Dropping the future cancels nothing. After a [`replace`](Self::replace) it goes back to what the source
+    /// has.
+    ///
+    /// # Errors
+    /// When the load fails (the last good credential stays), when the driver's runtime has ended, and when the store
+    /// never reloads.
+    pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
+        let driver = self.shared.driver.as_ref().ok_or(ReloadError::NeverReloads)?;
+        let before = self.generation();
+        let result = finished(driver, self.shared.demand(driver)).await?;
+        let now = self.generation();
+        if now > before {
+            return Ok(Reloaded::Changed(now));
+        }
+        result.map(|()| Reloaded::Unchanged(now)).map_err(ReloadError::Failed)
+    }
+
+    /// Asks for a newer credential than one that fal has refused.
+    ///
+    /// If there is a newer one already, this returns at once. Otherwise everyone who asks at the same time shares
+    /// one load. When that brings the same credential, or fails, the answer stands for a while without asking the
+    /// source again: 1 s at first, then twice as long with each time, at most a minute, each varied by a fifth.
+    /// Dropping the future cancels nothing.
+    ///
+    /// # Errors
+    /// As [`reload`](Self::reload).
+    pub async fn reload_past(&self, refused: Generation) -> Result<Reloaded, ReloadError> {
+        let current = self.generation();
+        if current > refused {
+            return Ok(Reloaded::Changed(current));
+        }
+        let driver = self.shared.driver.as_ref().ok_or(ReloadError::NeverReloads)?;
+        let load = match self.shared.demand_past(driver, refused) {
+            Past::Newer(generation) => return Ok(Reloaded::Changed(generation)),
+            Past::CoolingDown(answer) => return answer.map(Reloaded::Unchanged).map_err(ReloadError::Failed),
+            Past::Load(load) => load,
+        };
+        let result = finished(driver, load).await?;
+        let now = self.generation();
+        if now > refused {
+            return Ok(Reloaded::Changed(now));
+        }
+        result.map(|()| Reloaded::Unchanged(now)).map_err(ReloadError::Failed)
+    }
+
+    /// Makes a credential the current one, whatever the source says, and returns its generation.
+    ///
+    /// It stays until the source brings something *new*, or somebody asks for a reload. The credential that is
+    /// current already is no change.
+    #[allow(clippy::must_use_candidate)]
+    pub fn replace(&self, credential: Credential) -> Generation {
+        let source = credential.source_arc().map_or_else(|| "replaced".into(), Arc::clone);
+        self.shared.replace(credential, source)
+    }
+
+    /// What the store holds and how its source fares.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.shared.status().borrow().clone()
+    }
+
+    /// Follows the [`status`](Self::status): each rotation, failure and recovery.
+    ///
+    /// ```no_run
+    /// # async fn example(store: tower_fal::CredentialStore) {
+    /// let mut status = store.subscribe();
+    /// drop(store); // a subscription alone does not keep the driver
+    /// while status.changed().await.is_ok() {
+    ///     println!("now at generation {}", status.borrow().generation);
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Status> {
+        self.shared.status().subscribe()
+    }
+}
+
+async fn finished(driver: &DriverLink, load: u64) -> Result<Result<(), SourceError>, ReloadError> {
+    let mut finished = driver.finished.clone();
+    let last = finished.wait_for(|last| last.load >= load).await.map_err(|_| ReloadError::DriverGone)?;
+    Ok(last.result.clone())
+}
+
+fn nothing_there(source: Arc<str>) -> SourceError {
+    let message = if source.starts_with("env:") {
+        "nothing is set: set FAL_KEY to `id:secret`, from fal.ai/dashboard/keys"
+    } else {
+        "has no credential"
+    };
+    SourceError::not_found(source, message)
+}
+
+impl fmt::Debug for CredentialStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CredentialStore").field("current", &self.load()).finish_non_exhaustive()
+    }
+}
+
+/// Options of a [`CredentialStore`] that follows a source.
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct CredentialStoreBuilder {
+    source: BoxSource,
+    load_timeout: Duration,
+    refresh_before: Duration,
+    clock: Clock,
+}
+
+impl CredentialStoreBuilder {
+    /// How long one load may take. Default: 10 s. It has nothing to do with the time-outs of requests, which never
+    /// wait for a load while there is a credential.
+    pub fn load_timeout(mut self, limit: Duration) -> Self {
+        self.load_timeout = limit;
+        self
+    }
+
+    /// How long before a token expires its successor is asked for. Default: 5 min; up to a fifth sooner, and never
+    /// in the first half of what was left of the token's life when it came.
+    pub fn refresh_before(mut self, window: Duration) -> Self {
+        self.refresh_before = window;
+        self
+    }
+
+    /// The wall clock, against which tokens expire.
+    #[cfg(test)]
+    fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Loads the first credential and starts the driver on the current Tokio runtime.
+    ///
+    /// # Errors
+    /// When the source has no credential, fails, panics or takes longer than the
+    /// [load time-out](Self::load_timeout); and outside a Tokio runtime.
+    pub async fn build(self) -> Result<CredentialStore, SourceError> {
+        let Self { source, load_timeout, refresh_before, clock } = self;
+        let source_name: Arc<str> = source.name().into();
+        if tokio::runtime::Handle::try_current().is_err() {
+            let hint = "a store that reloads needs a Tokio runtime: build it inside one, or use `from_env` or `fixed`";
+            return Err(SourceError::new(source_name, hint));
+        }
+        let first = driver::load_once(&source, &source_name, load_timeout)
+            .await?
+            .ok_or_else(|| nothing_there(Arc::clone(&source_name)))?;
+
+        let (wanted, wanted_by_handles) = watch::channel(0);
+        let (finished_by_driver, finished) = watch::channel(Finished { load: 0, result: Ok(()) });
+        let first_source = first.source_arc().unwrap_or(&source_name).clone();
+        let link = DriverLink { wanted, finished };
+        let shared = Arc::new(Shared::new(first, first_source, Some(link), Arc::clone(&clock)));
+        let driver = Driver {
+            schedule: Schedule::new(refresh_before, source.poll_interval(), clock),
+            source,
+            source_name,
+            shared: Arc::downgrade(&shared),
+            wanted: wanted_by_handles,
+            finished: finished_by_driver,
+            load_timeout,
+        };
+        tokio::spawn(driver.run());
+        Ok(CredentialStore { shared })
+    }
+}
+
+impl fmt::Debug for CredentialStoreBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CredentialStoreBuilder")
+            .field("source", &self.source)
+            .field("load_timeout", &self.load_timeout)
+            .field("refresh_before", &self.refresh_before)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What came of a reload that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reloaded {
+    /// There is a newer credential than before.
+    Changed(Generation),
+    /// The source brought the same one, or was asked so short a time ago that it was not asked again.
+    Unchanged(Generation),
+}
+
+/// Why a reload failed. The last good credential is still there.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReloadError {
+    /// The source failed.
+    #[error("the fal credential could not be reloaded")]
+    Failed(#[source] SourceError),
+    /// The runtime on which the store was built has ended. Build a store on a runtime that lives.
+    #[error("the runtime that reloads the fal credential has ended: build the store on one that lives as long")]
+    DriverGone,
+    /// The store was made by [`fixed`](CredentialStore::fixed) or [`from_env`](CredentialStore::from_env).
+    #[error("this store never reloads: use `CredentialStore::builder` with a source, or `replace`")]
+    NeverReloads,
+}

@@ -1,0 +1,191 @@
+//! The one task that asks the source: it polls, answers reloads, refreshes ahead of an expiry, and outlives every
+//! failure of the source. It ends with the last handle.
+
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, Weak},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{sync::watch, task::JoinSet, time::Instant};
+
+use super::{
+    shared::{Clock, Finished, Loaded, Shared, exponential, jittered},
+    slot::{Generation, Snapshot},
+};
+use crate::{
+    credential::Credential,
+    error::SourceError,
+    source::{BoxSource, CredentialSource as _},
+};
+
+/// After a failed load the source is asked again this soon, then after twice the time, and so on.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// A source in trouble is asked again at least this often, or at its own interval if that is shorter.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// A timer stands still while a machine sleeps, an expiry does not: the wall clock is looked at this often.
+const CLOCK_CHECK: Duration = Duration::from_secs(30);
+
+pub(super) struct Driver {
+    pub(super) source: BoxSource,
+    pub(super) source_name: Arc<str>,
+    /// Weak, or else the driver would keep alive what ends it.
+    pub(super) shared: Weak<Shared>,
+    pub(super) wanted: watch::Receiver<u64>,
+    pub(super) finished: watch::Sender<Finished>,
+    pub(super) load_timeout: Duration,
+    pub(super) schedule: Schedule,
+}
+
+impl Driver {
+    pub(super) async fn run(mut self) {
+        while self.turn().await.is_continue() {}
+    }
+
+    /// Waits for the next reason to load, and loads if it is one.
+    async fn turn(&mut self) -> ControlFlow<()> {
+        self.schedule.follow(&self.shared()?.load());
+        let demanded = self.is_demanded();
+        if demanded || self.schedule.is_due() {
+            return self.load(demanded).await;
+        }
+        tokio::select! {
+            asked = self.wanted.changed() => match asked {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()), // the last handle is gone
+            },
+            () = self.schedule.wait() => ControlFlow::Continue(()),
+        }
+    }
+
+    async fn load(&mut self, demanded: bool) -> ControlFlow<()> {
+        let load = self.shared()?.begin_load(demanded);
+        let loaded = tokio::select! {
+            loaded = load_once(&self.source, &self.source_name, self.load_timeout) => loaded,
+            () = last_handle_gone(&mut self.wanted) => return ControlFlow::Break(()),
+        };
+        let shared = self.shared()?;
+        let result = shared.finish_load(&load, &self.source_name, loaded);
+        self.schedule.follow(&shared.load());
+        self.schedule.after_load(&result, self.source.poll_interval());
+        self.finished.send_replace(Finished { load: load.number, result: result.map(drop) });
+        ControlFlow::Continue(())
+    }
+
+    fn shared(&self) -> ControlFlow<(), Arc<Shared>> {
+        self.shared.upgrade().map_or(ControlFlow::Break(()), ControlFlow::Continue)
+    }
+
+    fn is_demanded(&self) -> bool {
+        *self.wanted.borrow() > self.finished.borrow().load
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Handles are left: it is the runtime that has ended.
+        if let Some(shared) = self.shared.upgrade() {
+            shared.driver_ended();
+        }
+    }
+}
+
+/// One load of a source that may panic or hang.
+pub(super) async fn load_once(
+    source: &BoxSource,
+    name: &Arc<str>,
+    limit: Duration,
+) -> Result<Option<Credential>, SourceError> {
+    let mut task = JoinSet::new(); // it takes the task with it when it is dropped
+    let source = source.clone();
+    task.spawn(async move { source.load().await });
+    match tokio::time::timeout(limit, task.join_next()).await {
+        Ok(Some(Ok(loaded))) => loaded,
+        Ok(_) => Err(SourceError::panicked(Arc::clone(name))),
+        Err(_) => Err(SourceError::timed_out(Arc::clone(name), limit)),
+    }
+}
+
+async fn last_handle_gone(wanted: &mut watch::Receiver<u64>) {
+    while wanted.changed().await.is_ok() {}
+}
+
+/// When to load next without being asked.
+pub(super) struct Schedule {
+    refresh_before: Duration,
+    clock: Clock,
+    /// The credential to which `refresh_at` belongs.
+    generation: Option<Generation>,
+    /// When the current credential wants a successor, by the wall clock.
+    refresh_at: Option<SystemTime>,
+    /// The next poll, or the next try after a failure.
+    next: Option<Instant>,
+    /// How many loads in a row did not bring what they should have.
+    in_vain: u32,
+}
+
+impl Schedule {
+    /// The schedule after a first load that went well.
+    pub(super) fn new(refresh_before: Duration, poll: Option<Duration>, clock: Clock) -> Self {
+        Self {
+            refresh_before,
+            clock,
+            generation: None,
+            refresh_at: None,
+            next: poll.map(|every| Instant::now() + jittered(every)),
+            in_vain: 0,
+        }
+    }
+
+    /// Takes over the expiry of a credential that it has not seen yet.
+    fn follow(&mut self, current: &Snapshot) {
+        if self.generation.replace(current.generation()) == Some(current.generation()) {
+            return;
+        }
+        self.in_vain = 0;
+        self.refresh_at = current.credential().expires_at().map(|expiry| {
+            let left = expiry.duration_since((self.clock)()).unwrap_or_default();
+            // Up to a fifth sooner, so that replicas with one token do not ask at once. And never in the first half
+            // of what is left, or a token with a short life would be refreshed again and again.
+            let ahead = self.refresh_before.min(left).mul_f64(fastrand::f64().mul_add(0.2, 1.0)).min(left / 2);
+            expiry - ahead
+        });
+    }
+
+    fn after_load(&mut self, result: &Result<Loaded, SourceError>, poll: Option<Duration>) {
+        // The source still brings the token that is about to expire: as good as a failure.
+        let overdue = self.refresh_at.is_some_and(|at| at <= (self.clock)());
+        let failed = result.is_err() && poll.is_some();
+        self.in_vain = if overdue || failed { self.in_vain.saturating_add(1) } else { 0 };
+        let retry = (self.in_vain > 0).then(|| {
+            let longest = poll.unwrap_or(LONGEST_RETRY).min(LONGEST_RETRY);
+            exponential(FIRST_RETRY, self.in_vain - 1, longest)
+        });
+        let wait = [retry, poll].into_iter().flatten().min();
+        self.next = wait.map(|wait| Instant::now() + jittered(wait));
+    }
+
+    fn is_due(&self) -> bool {
+        self.next.is_some_and(|next| next <= Instant::now())
+            || self.refresh_due().is_some_and(|at| at <= (self.clock)())
+    }
+
+    /// Returns when it may be time; whether it is, [`is_due`](Self::is_due) says.
+    async fn wait(&self) {
+        let refresh = self.refresh_due().map(|at| {
+            let left = at.duration_since((self.clock)()).unwrap_or_default();
+            Instant::now() + left.min(CLOCK_CHECK)
+        });
+        match [self.next, refresh].into_iter().flatten().min() {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// A refresh that was tried in vain waits for its next try instead.
+    fn refresh_due(&self) -> Option<SystemTime> {
+        self.refresh_at.filter(|_| self.in_vain == 0)
+    }
+}

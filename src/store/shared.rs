@@ -1,0 +1,276 @@
+//! What the handles and the driver share: the slot, the status, and the rules by which one becomes the next.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    slot::{Generation, Slot, Snapshot},
+    status::{DriverState, Status},
+};
+use crate::{credential::Credential, error::SourceError, events};
+
+/// Where the wall clock is read; handed in, so that a test can stop it.
+pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// How long `reload_past` asks no more after the source brought a refused credential again: this long at first,
+/// then twice as long with each time, each varied by a fifth.
+const COOL_DOWN: Duration = Duration::from_secs(1);
+const LONGEST_COOL_DOWN: Duration = Duration::from_secs(60);
+
+pub(super) struct Shared {
+    slot: Slot,
+    status: watch::Sender<Status>,
+    writer: Mutex<Writer>,
+    /// Absent in a store that never reloads. Dropping it, with the last handle, ends the driver.
+    pub(super) driver: Option<DriverLink>,
+    clock: Clock,
+}
+
+/// The handles' end of the two channels to the driver.
+pub(super) struct DriverLink {
+    /// The number of the load that somebody waits for.
+    pub(super) wanted: watch::Sender<u64>,
+    /// The last load that came to an end. Closed when the driver is gone.
+    pub(super) finished: watch::Receiver<Finished>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Finished {
+    pub(super) load: u64,
+    pub(super) result: Result<(), SourceError>,
+}
+
+/// What only one writer at a time may touch. Held for a few instructions, never across an await.
+#[derive(Default)]
+struct Writer {
+    /// What the source brought last. It is not the current credential after a `replace`.
+    brought: Option<Credential>,
+    loads_begun: u64,
+    loading: bool,
+    /// Somebody waits for a load because fal refused the current credential.
+    refused: bool,
+    cool_down: Option<CoolDown>,
+}
+
+struct CoolDown {
+    step: u32,
+    until: Instant,
+    error: Option<SourceError>,
+}
+
+/// A load under way.
+pub(super) struct Load {
+    pub(super) number: u64,
+    generation: Generation,
+    demanded: bool,
+}
+
+/// A load that brought a good credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loaded {
+    Published,
+    Unchanged,
+}
+
+/// What there is to do for somebody whose credential was refused.
+pub(super) enum Past {
+    /// Nothing: a newer one is here.
+    Newer(Generation),
+    /// Nothing for now: the source was asked a moment ago.
+    CoolingDown(Result<Generation, SourceError>),
+    /// To wait for the end of this load.
+    Load(u64),
+}
+
+impl Shared {
+    pub(super) fn new(first: Credential, source: Arc<str>, driver: Option<DriverLink>, clock: Clock) -> Self {
+        let state = if driver.is_some() { DriverState::Running } else { DriverState::Absent };
+        let snapshot = Snapshot::new(first.clone(), Generation::FIRST, source);
+        Self {
+            status: watch::Sender::new(Status::new(&snapshot, clock(), state)),
+            slot: Slot::new(snapshot),
+            writer: Mutex::new(Writer { brought: Some(first), ..Writer::default() }),
+            driver,
+            clock,
+        }
+    }
+
+    pub(super) fn load(&self) -> Snapshot {
+        self.slot.load()
+    }
+
+    pub(super) fn status(&self) -> &watch::Sender<Status> {
+        &self.status
+    }
+
+    pub(super) fn now(&self) -> SystemTime {
+        (self.clock)()
+    }
+
+    /// Makes a credential the current one whatever the source says.
+    pub(super) fn replace(&self, credential: Credential, source: Arc<str>) -> Generation {
+        let mut writer = self.writer();
+        let current = self.slot.load();
+        if current.credential().same_value(&credential) {
+            return current.generation();
+        }
+        let generation = self.publish(&mut writer, &current, credential, source);
+        drop(writer);
+        if let Some(driver) = &self.driver {
+            driver.wanted.send_modify(|_| {}); // it looks at the new expiry
+        }
+        generation
+    }
+
+    /// Asks for a load that begins after this call.
+    pub(super) fn demand(&self, driver: &DriverLink) -> u64 {
+        let writer = self.writer();
+        want(driver, writer.loads_begun + 1)
+    }
+
+    /// Asks for a newer credential than the one that was refused. One load answers everyone who asks meanwhile.
+    pub(super) fn demand_past(&self, driver: &DriverLink, refused: Generation) -> Past {
+        let mut writer = self.writer();
+        let current = self.slot.load().generation();
+        if current > refused {
+            return Past::Newer(current);
+        }
+        if let Some(cool_down) = writer.cool_down.as_ref().filter(|cool_down| Instant::now() < cool_down.until) {
+            return Past::CoolingDown(cool_down.error.clone().map_or(Ok(current), Err));
+        }
+        writer.refused = true;
+        let joined = writer.loads_begun + u64::from(!writer.loading);
+        Past::Load(want(driver, joined))
+    }
+
+    pub(super) fn begin_load(&self, demanded: bool) -> Load {
+        let mut writer = self.writer();
+        writer.loads_begun += 1;
+        writer.loading = true;
+        Load { number: writer.loads_begun, generation: self.slot.load().generation(), demanded }
+    }
+
+    /// Publishes what a load brought, if it is valid and changed; otherwise the last good one stays.
+    pub(super) fn finish_load(
+        &self,
+        load: &Load,
+        source: &Arc<str>,
+        loaded: Result<Option<Credential>, SourceError>,
+    ) -> Result<Loaded, SourceError> {
+        let mut writer = self.writer();
+        writer.loading = false;
+        let result = self.judge(&mut writer, load, source, loaded);
+        self.record(&result);
+        self.cool_down(&mut writer, &result);
+        result
+    }
+
+    fn judge(
+        &self,
+        writer: &mut Writer,
+        load: &Load,
+        source: &Arc<str>,
+        loaded: Result<Option<Credential>, SourceError>,
+    ) -> Result<Loaded, SourceError> {
+        let Some(candidate) = loaded? else {
+            return Err(SourceError::not_found(Arc::clone(source), "has no credential any more"));
+        };
+        let (current, now) = (self.slot.load(), self.now());
+        if candidate.is_expired_at(now) && !current.credential().is_expired_at(now) {
+            return Err(SourceError::invalid(Arc::clone(source), "brought a token that has expired already"));
+        }
+        // A poll must not undo a `replace` with what the source had all along. Whoever demands a load asks for what
+        // the source has, unless somebody replaced the credential in the meantime.
+        let demanded = load.demanded || writer.refused;
+        let news = (demanded && load.generation == current.generation())
+            || !writer.brought.as_ref().is_some_and(|brought| brought.same_value(&candidate));
+        writer.brought = Some(candidate.clone());
+        if !news || candidate.same_value(current.credential()) {
+            return Ok(Loaded::Unchanged);
+        }
+        let source = candidate.source_arc().unwrap_or(source).clone();
+        self.publish(writer, &current, candidate, source);
+        Ok(Loaded::Published)
+    }
+
+    fn publish(&self, writer: &mut Writer, current: &Snapshot, credential: Credential, source: Arc<str>) -> Generation {
+        let next = Snapshot::new(credential, current.generation().next(), source);
+        writer.cool_down = None;
+        self.slot.publish(next.clone());
+        self.status.send_modify(|status| {
+            *status = Status {
+                last_error: status.last_error.take(),
+                consecutive_failures: status.consecutive_failures,
+                checked_at: status.checked_at,
+                ..Status::new(&next, self.now(), status.driver)
+            };
+        });
+        events::rotated(next.source(), next.credential().key_id(), next.generation().get());
+        next.generation()
+    }
+
+    fn record(&self, result: &Result<Loaded, SourceError>) {
+        self.status.send_if_modified(|status| match result {
+            Ok(_) => {
+                status.checked_at = self.now();
+                let failures = std::mem::take(&mut status.consecutive_failures);
+                if failures > 0 {
+                    status.last_error = None;
+                    events::recovered(&status.source, failures);
+                }
+                failures > 0
+            }
+            Err(error) => {
+                status.consecutive_failures = status.consecutive_failures.saturating_add(1);
+                events::load_failed(error, status.consecutive_failures);
+                status.last_error = Some(error.clone());
+                true
+            }
+        });
+    }
+
+    fn cool_down(&self, writer: &mut Writer, result: &Result<Loaded, SourceError>) {
+        if !std::mem::take(&mut writer.refused) || matches!(result, Ok(Loaded::Published)) {
+            return;
+        }
+        let step = writer.cool_down.as_ref().map_or(0, |cool_down| cool_down.step + 1);
+        let wait = jittered(exponential(COOL_DOWN, step, LONGEST_COOL_DOWN));
+        let error = result.as_ref().err().cloned();
+        writer.cool_down = Some(CoolDown { step, until: Instant::now() + wait, error });
+    }
+
+    pub(super) fn driver_ended(&self) {
+        self.status.send_modify(|status| status.driver = DriverState::Ended);
+        events::driver_ended(&self.status.borrow().source);
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        // Nothing in here leaves the state half-changed when it panics.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn want(driver: &DriverLink, load: u64) -> u64 {
+    driver.wanted.send_if_modified(|wanted| {
+        let later = load > *wanted;
+        *wanted = load.max(*wanted);
+        later
+    });
+    load
+}
+
+/// `first`, doubled `step` times, and never more than `longest`.
+pub(super) fn exponential(first: Duration, step: u32, longest: Duration) -> Duration {
+    first.saturating_mul(2_u32.saturating_pow(step)).min(longest)
+}
+
+/// A duration varied by a fifth in either direction, so that replicas do not act in step.
+pub(super) fn jittered(duration: Duration) -> Duration {
+    // "Always" must not spin, and "never" must not overflow.
+    let sane = duration.clamp(Duration::from_millis(1), Duration::from_secs(365 * 24 * 60 * 60));
+    sane.mul_f64(fastrand::f64().mul_add(0.4, 0.8))
+}
