@@ -70,3 +70,8 @@ pub use self::{
     error::SourceError,
     store::{CredentialStore, Generation},
 };
+
+// The README's snippet is compiled like every other example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
