@@ -162,6 +162,7 @@ impl CredentialStore {
         let driver = self.shared.driver.as_ref().ok_or(ReloadError::NeverReloads)?;
         let load = match self.shared.demand_past(driver, refused) {
             Past::Newer(generation) => return Ok(Reloaded::Changed(generation)),
+            Past::CoolingDown(_) if driver.finished.has_changed().is_err() => return Err(ReloadError::DriverGone),
             Past::CoolingDown(answer) => return answer.map(Reloaded::Unchanged).map_err(ReloadError::Failed),
             Past::Load(load) => load,
         };
@@ -263,6 +264,9 @@ impl CredentialStoreBuilder {
     /// # Errors
     /// When the source has no credential, fails, panics or takes longer than the
     /// [load time-out](Self::load_timeout); and outside a Tokio runtime.
+    ///
+    /// # Panics
+    /// On a Tokio runtime whose timer is not enabled.
     pub async fn build(self) -> Result<CredentialStore, SourceError> {
         let Self { source, load_timeout, refresh_before, clock } = self;
         let source_name: Arc<str> = source.name().into();
@@ -280,7 +284,7 @@ impl CredentialStoreBuilder {
         let link = DriverLink { wanted, finished };
         let shared = Arc::new(Shared::new(first, first_source, Some(link), Arc::clone(&clock)));
         let driver = Driver {
-            schedule: Schedule::new(refresh_before, source.poll_interval(), clock),
+            schedule: Schedule::new(refresh_before, driver::poll_interval(&source), clock),
             source,
             source_name,
             shared: Arc::downgrade(&shared),
@@ -327,3 +331,6 @@ pub enum ReloadError {
     #[error("this store never reloads: use `CredentialStore::builder` with a source, or `replace`")]
     NeverReloads,
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 
 use std::{
     ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
@@ -47,9 +48,8 @@ impl Driver {
     /// Waits for the next reason to load, and loads if it is one.
     async fn turn(&mut self) -> ControlFlow<()> {
         self.schedule.follow(&self.shared()?.load());
-        let demanded = self.is_demanded();
-        if demanded || self.schedule.is_due() {
-            return self.load(demanded).await;
+        if self.is_demanded() || self.schedule.is_due() {
+            return self.load().await;
         }
         tokio::select! {
             asked = self.wanted.changed() => match asked {
@@ -60,17 +60,17 @@ impl Driver {
         }
     }
 
-    async fn load(&mut self, demanded: bool) -> ControlFlow<()> {
-        let load = self.shared()?.begin_load(demanded);
+    async fn load(&mut self) -> ControlFlow<()> {
+        let load = self.shared()?.begin_load();
         let loaded = tokio::select! {
             loaded = load_once(&self.source, &self.source_name, self.load_timeout) => loaded,
             () = last_handle_gone(&mut self.wanted) => return ControlFlow::Break(()),
         };
         let shared = self.shared()?;
-        let result = shared.finish_load(&load, &self.source_name, loaded);
+        let result = shared.finish_load(&self.source_name, loaded);
         self.schedule.follow(&shared.load());
-        self.schedule.after_load(&result, self.source.poll_interval());
-        self.finished.send_replace(Finished { load: load.number, result: result.map(drop) });
+        self.schedule.after_load(&result, poll_interval(&self.source));
+        self.finished.send_replace(Finished { load, result: result.map(drop) });
         ControlFlow::Continue(())
     }
 
@@ -106,6 +106,11 @@ pub(super) async fn load_once(
         Ok(_) => Err(SourceError::panicked(Arc::clone(name))),
         Err(_) => Err(SourceError::timed_out(Arc::clone(name), limit)),
     }
+}
+
+/// How long a source wants to be left alone. It may panic here as well; then it is asked like one in trouble.
+pub(super) fn poll_interval(source: &BoxSource) -> Option<Duration> {
+    catch_unwind(AssertUnwindSafe(|| source.poll_interval())).unwrap_or(Some(LONGEST_RETRY))
 }
 
 async fn last_handle_gone(wanted: &mut watch::Receiver<u64>) {
@@ -144,7 +149,6 @@ impl Schedule {
         if self.generation.replace(current.generation()) == Some(current.generation()) {
             return;
         }
-        self.in_vain = 0;
         self.refresh_at = current.credential().expires_at().map(|expiry| {
             let left = expiry.duration_since((self.clock)()).unwrap_or_default();
             // Up to a fifth sooner, so that replicas with one token do not ask at once. And never in the first half
@@ -152,13 +156,16 @@ impl Schedule {
             let ahead = self.refresh_before.min(left).mul_f64(fastrand::f64().mul_add(0.2, 1.0)).min(left / 2);
             expiry - ahead
         });
+        // Unless it has expired already, as all of them do for a clock that is far off.
+        if !self.is_overdue() {
+            self.in_vain = 0;
+        }
     }
 
     fn after_load(&mut self, result: &Result<Loaded, SourceError>, poll: Option<Duration>) {
         // The source still brings the token that is about to expire: as good as a failure.
-        let overdue = self.refresh_at.is_some_and(|at| at <= (self.clock)());
         let failed = result.is_err() && poll.is_some();
-        self.in_vain = if overdue || failed { self.in_vain.saturating_add(1) } else { 0 };
+        self.in_vain = if failed || self.is_overdue() { self.in_vain.saturating_add(1) } else { 0 };
         let retry = (self.in_vain > 0).then(|| {
             let longest = poll.unwrap_or(LONGEST_RETRY).min(LONGEST_RETRY);
             exponential(FIRST_RETRY, self.in_vain - 1, longest)
@@ -168,13 +175,17 @@ impl Schedule {
     }
 
     fn is_due(&self) -> bool {
-        self.next.is_some_and(|next| next <= Instant::now())
-            || self.refresh_due().is_some_and(|at| at <= (self.clock)())
+        self.next.is_some_and(|next| next <= Instant::now()) || (self.in_vain == 0 && self.is_overdue())
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.refresh_at.is_some_and(|at| at <= (self.clock)())
     }
 
     /// Returns when it may be time; whether it is, [`is_due`](Self::is_due) says.
     async fn wait(&self) {
-        let refresh = self.refresh_due().map(|at| {
+        // A refresh that was tried in vain waits for its next try instead.
+        let refresh = self.refresh_at.filter(|_| self.in_vain == 0).map(|at| {
             let left = at.duration_since((self.clock)()).unwrap_or_default();
             Instant::now() + left.min(CLOCK_CHECK)
         });
@@ -182,10 +193,5 @@ impl Schedule {
             Some(at) => tokio::time::sleep_until(at).await,
             None => std::future::pending().await,
         }
-    }
-
-    /// A refresh that was tried in vain waits for its next try instead.
-    fn refresh_due(&self) -> Option<SystemTime> {
-        self.refresh_at.filter(|_| self.in_vain == 0)
     }
 }

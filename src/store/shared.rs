@@ -51,6 +51,8 @@ struct Writer {
     brought: Option<Credential>,
     loads_begun: u64,
     loading: bool,
+    /// What was the current one when somebody last asked for a load that is still to come or to end.
+    asked_at: Option<Generation>,
     /// Somebody waits for a load because fal refused the current credential.
     refused: bool,
     cool_down: Option<CoolDown>,
@@ -59,14 +61,6 @@ struct Writer {
 struct CoolDown {
     step: u32,
     until: Instant,
-    error: Option<SourceError>,
-}
-
-/// A load under way.
-pub(super) struct Load {
-    pub(super) number: u64,
-    generation: Generation,
-    demanded: bool,
 }
 
 /// A load that brought a good credential.
@@ -93,7 +87,8 @@ impl Shared {
         Self {
             status: watch::Sender::new(Status::new(&snapshot, clock(), state)),
             slot: Slot::new(snapshot),
-            writer: Mutex::new(Writer { brought: Some(first), ..Writer::default() }),
+            // Where there is no source, a credential that was replaced should not be kept any longer.
+            writer: Mutex::new(Writer { brought: driver.is_some().then_some(first), ..Writer::default() }),
             driver,
             clock,
         }
@@ -128,7 +123,8 @@ impl Shared {
 
     /// Asks for a load that begins after this call.
     pub(super) fn demand(&self, driver: &DriverLink) -> u64 {
-        let writer = self.writer();
+        let mut writer = self.writer();
+        writer.asked_at = Some(self.slot.load().generation());
         want(driver, writer.loads_begun + 1)
     }
 
@@ -139,40 +135,45 @@ impl Shared {
         if current > refused {
             return Past::Newer(current);
         }
-        if let Some(cool_down) = writer.cool_down.as_ref().filter(|cool_down| Instant::now() < cool_down.until) {
-            return Past::CoolingDown(cool_down.error.clone().map_or(Ok(current), Err));
+        if writer.cool_down.as_ref().is_some_and(|cool_down| Instant::now() < cool_down.until) {
+            return Past::CoolingDown(self.status.borrow().last_error.clone().map_or(Ok(current), Err));
         }
+        writer.asked_at = Some(current);
         writer.refused = true;
         let joined = writer.loads_begun + u64::from(!writer.loading);
         Past::Load(want(driver, joined))
     }
 
-    pub(super) fn begin_load(&self, demanded: bool) -> Load {
+    /// Returns the number of the load.
+    pub(super) fn begin_load(&self) -> u64 {
         let mut writer = self.writer();
         writer.loads_begun += 1;
         writer.loading = true;
-        Load { number: writer.loads_begun, generation: self.slot.load().generation(), demanded }
+        writer.loads_begun
     }
 
     /// Publishes what a load brought, if it is valid and changed; otherwise the last good one stays.
     pub(super) fn finish_load(
         &self,
-        load: &Load,
         source: &Arc<str>,
         loaded: Result<Option<Credential>, SourceError>,
     ) -> Result<Loaded, SourceError> {
         let mut writer = self.writer();
         writer.loading = false;
-        let result = self.judge(&mut writer, load, source, loaded);
+        let result = self.judge(&mut writer, source, loaded);
         self.record(&result);
-        self.cool_down(&mut writer, &result);
+        if std::mem::take(&mut writer.refused) {
+            cool_down(&mut writer);
+        }
+        if self.driver.as_ref().is_none_or(|driver| *driver.wanted.borrow() <= writer.loads_begun) {
+            writer.asked_at = None;
+        }
         result
     }
 
     fn judge(
         &self,
         writer: &mut Writer,
-        load: &Load,
         source: &Arc<str>,
         loaded: Result<Option<Credential>, SourceError>,
     ) -> Result<Loaded, SourceError> {
@@ -183,10 +184,9 @@ impl Shared {
         if candidate.is_expired_at(now) && !current.credential().is_expired_at(now) {
             return Err(SourceError::invalid(Arc::clone(source), "brought a token that has expired already"));
         }
-        // A poll must not undo a `replace` with what the source had all along. Whoever demands a load asks for what
-        // the source has, unless somebody replaced the credential in the meantime.
-        let demanded = load.demanded || writer.refused;
-        let news = (demanded && load.generation == current.generation())
+        // A poll must not undo a `replace` with what the source had all along. Whoever asks for a load wants what the
+        // source has in place of what was current then, and not in place of a replacement that came since.
+        let news = writer.asked_at == Some(current.generation())
             || !writer.brought.as_ref().is_some_and(|brought| brought.same_value(&candidate));
         writer.brought = Some(candidate.clone());
         if !news || candidate.same_value(current.credential()) {
@@ -200,6 +200,7 @@ impl Shared {
     fn publish(&self, writer: &mut Writer, current: &Snapshot, credential: Credential, source: Arc<str>) -> Generation {
         let next = Snapshot::new(credential, current.generation().next(), source);
         writer.cool_down = None;
+        writer.refused = false; // that was the one before
         self.slot.publish(next.clone());
         self.status.send_modify(|status| {
             *status = Status {
@@ -214,33 +215,22 @@ impl Shared {
     }
 
     fn record(&self, result: &Result<Loaded, SourceError>) {
-        self.status.send_if_modified(|status| match result {
-            Ok(_) => {
+        let mut failures = 0;
+        self.status.send_if_modified(|status| {
+            failures = status.consecutive_failures;
+            status.last_error = result.as_ref().err().cloned();
+            status.consecutive_failures = if result.is_err() { failures.saturating_add(1) } else { 0 };
+            if result.is_ok() {
                 status.checked_at = self.now();
-                let failures = std::mem::take(&mut status.consecutive_failures);
-                if failures > 0 {
-                    status.last_error = None;
-                    events::recovered(&status.source, failures);
-                }
-                failures > 0
             }
-            Err(error) => {
-                status.consecutive_failures = status.consecutive_failures.saturating_add(1);
-                events::load_failed(error, status.consecutive_failures);
-                status.last_error = Some(error.clone());
-                true
-            }
+            result.is_err() || failures > 0
         });
-    }
-
-    fn cool_down(&self, writer: &mut Writer, result: &Result<Loaded, SourceError>) {
-        if !std::mem::take(&mut writer.refused) || matches!(result, Ok(Loaded::Published)) {
-            return;
+        // Out here, where a subscriber to the events may look at the status.
+        match result {
+            Ok(_) if failures > 0 => events::recovered(self.load().source(), failures),
+            Ok(_) => {}
+            Err(error) => events::load_failed(error, failures.saturating_add(1)),
         }
-        let step = writer.cool_down.as_ref().map_or(0, |cool_down| cool_down.step + 1);
-        let wait = jittered(exponential(COOL_DOWN, step, LONGEST_COOL_DOWN));
-        let error = result.as_ref().err().cloned();
-        writer.cool_down = Some(CoolDown { step, until: Instant::now() + wait, error });
     }
 
     pub(super) fn driver_ended(&self) {
@@ -252,6 +242,12 @@ impl Shared {
         // Nothing in here leaves the state half-changed when it panics.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn cool_down(writer: &mut Writer) {
+    let step = writer.cool_down.as_ref().map_or(0, |cool_down| cool_down.step.saturating_add(1));
+    let wait = jittered(exponential(COOL_DOWN, step, LONGEST_COOL_DOWN));
+    writer.cool_down = Some(CoolDown { step, until: Instant::now() + wait });
 }
 
 fn want(driver: &DriverLink, load: u64) -> u64 {

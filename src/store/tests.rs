@@ -1,0 +1,315 @@
+//! What needs the private clock: tokens that expire. The rest is in `tests/it/store.rs`.
+
+use std::{
+    ops::RangeInclusive,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use tokio::time::Instant;
+
+use super::{
+    shared::{exponential, jittered},
+    *,
+};
+use crate::{error::SourceErrorKind, source::from_fn_with};
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+
+/// Brings tokens, and keeps the time: its wall clock follows Tokio's, which a test pauses.
+#[derive(Clone)]
+struct Issuer {
+    start: Instant,
+    jumped: Arc<AtomicU64>,
+    brings: Arc<Mutex<Brings>>,
+    loads: Arc<Mutex<Vec<Instant>>>,
+}
+
+#[derive(Clone)]
+enum Brings {
+    /// Another token each time, with this much left to live.
+    Fresh(Duration),
+    /// Another token each time, that has expired already.
+    Stale,
+    /// The same token each time.
+    Same(Credential),
+    Nothing,
+}
+
+impl Issuer {
+    fn new(brings: Brings) -> Self {
+        Self {
+            start: Instant::now(),
+            jumped: Arc::default(),
+            brings: Arc::new(Mutex::new(brings)),
+            loads: Arc::default(),
+        }
+    }
+
+    /// A store with a `refresh_before` of 5 min, on this source and this clock.
+    async fn store(&self, every: Option<Duration>) -> CredentialStore {
+        let source = from_fn_with("issuer", every, self.clone(), async |issuer: Self| {
+            if issuer.loads() > 10_000 {
+                std::future::pending::<()>().await; // a hot loop is to fail a test, not to keep it from its end
+            }
+            issuer.load()
+        });
+        let clock = self.clone();
+        let builder = CredentialStore::builder(source).clock(Arc::new(move || clock.now()));
+        let store = builder.refresh_before(Duration::from_secs(300)).build().await.unwrap();
+        tokio::task::yield_now().await; // the driver looks at the first token
+        store
+    }
+
+    fn now(&self) -> SystemTime {
+        let jumped = Duration::from_secs(self.jumped.load(Ordering::SeqCst));
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.start.elapsed() + jumped
+    }
+
+    /// As after a night's sleep: the wall clock is ahead of what the timers have seen.
+    fn jump(&self, ahead: Duration) {
+        self.jumped.fetch_add(ahead.as_secs(), Ordering::SeqCst);
+    }
+
+    fn brings(&self, brings: Brings) {
+        *self.brings.lock().unwrap() = brings;
+    }
+
+    fn load(&self) -> Result<Option<Credential>, SourceError> {
+        let number = {
+            let mut loads = self.loads.lock().unwrap();
+            loads.push(Instant::now());
+            loads.len()
+        };
+        Ok(match self.brings.lock().unwrap().clone() {
+            Brings::Fresh(life) => Some(token(number, self.now() + life)),
+            Brings::Stale => Some(token(number, self.now() - HOUR)),
+            Brings::Same(token) => Some(token),
+            Brings::Nothing => None,
+        })
+    }
+
+    fn loads(&self) -> usize {
+        self.loads.lock().unwrap().len()
+    }
+
+    /// The seconds between the loads, from load number `first` on.
+    fn gaps(&self, first: usize) -> Vec<f64> {
+        let loads = self.loads.lock().unwrap();
+        loads[first..].windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
+    }
+}
+
+/// Nobody checks its signature.
+fn token(number: usize, expiry: SystemTime) -> Credential {
+    let expiry = expiry.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"jti":{number},"exp":{expiry:.3}}}"#));
+    Credential::bearer(format!("e30.{claims}.signature")).unwrap()
+}
+
+/// Timers tick in milliseconds and never fire early.
+#[track_caller]
+fn assert_within(gap: f64, allowed: RangeInclusive<f64>) {
+    let allowed = allowed.start() - 0.002..=allowed.end() + 0.002;
+    assert!(allowed.contains(&gap), "{gap} s is not in {allowed:?}");
+}
+
+#[track_caller]
+fn assert_doubling(gaps: &[f64]) {
+    let doubling = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0].into_iter().chain(std::iter::repeat(60.0));
+    assert!(gaps.len() >= 8, "only {} gaps", gaps.len());
+    for (gap, about) in gaps.iter().zip(doubling) {
+        assert_within(*gap, about * 0.8..=about * 1.2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_refreshed_ahead_of_its_expiry_and_once() {
+    let issuer = Issuer::new(Brings::Fresh(HOUR));
+    let store = issuer.store(None).await;
+    tokio::time::sleep(100 * HOUR).await;
+    let gaps = issuer.gaps(0);
+    assert!(gaps.len() >= 100, "only {} refreshes", gaps.len());
+    for gap in &gaps {
+        assert_within(*gap, 3240.0..=3300.0); // 6 to 5 min ahead
+    }
+    assert!(gaps.iter().any(|gap| *gap < 3260.0) && gaps.iter().any(|gap| *gap > 3280.0), "not spread: {gaps:?}");
+    assert_eq!(usize::try_from(store.generation().get()).unwrap(), issuer.loads());
+    assert!(store.status().expires_at.unwrap() > issuer.now());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_not_refreshed_in_the_first_half_of_its_life() {
+    let issuer = Issuer::new(Brings::Fresh(60 * SECOND));
+    let _store = issuer.store(None).await;
+    tokio::time::sleep(HOUR).await;
+    let gaps = issuer.gaps(0);
+    assert!(gaps.len() >= 100, "only {} refreshes", gaps.len());
+    for gap in gaps {
+        assert_within(gap, 30.0..=30.0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_lives_a_second_makes_no_hot_loop() {
+    let issuer = Issuer::new(Brings::Fresh(SECOND));
+    let _store = issuer.store(None).await;
+    tokio::time::sleep(60 * SECOND).await;
+    assert!((60..=121).contains(&issuer.loads()), "{} loads in a minute", issuer.loads());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_keeps_its_old_token_is_asked_less_and_less_often() {
+    let issuer = Issuer::new(Brings::Nothing);
+    issuer.brings(Brings::Same(token(0, issuer.now() + HOUR)));
+    let store = issuer.store(None).await;
+    tokio::time::sleep(2 * HOUR).await;
+    assert_within(issuer.gaps(0)[0], 3240.0..=3300.0);
+    assert_doubling(&issuer.gaps(1));
+
+    // Past its expiry it goes out all the same: fal's clock decides.
+    assert!(store.load().credential().is_expired_at(issuer.now()));
+    let status = store.status();
+    assert_eq!((status.generation.get(), status.last_error.is_none()), (1, true));
+    assert_eq!(store.reload().await.unwrap(), Reloaded::Unchanged(store.generation()));
+
+    issuer.brings(Brings::Fresh(HOUR));
+    let loads = issuer.loads();
+    tokio::time::sleep(72 * SECOND).await;
+    assert_eq!((store.generation().get(), issuer.loads()), (2, loads + 1));
+    tokio::time::sleep(Duration::from_secs(3200)).await;
+    assert_eq!(issuer.loads(), loads + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_refresh_is_tried_again_also_without_an_interval() {
+    let issuer = Issuer::new(Brings::Fresh(HOUR));
+    let store = issuer.store(None).await;
+    issuer.brings(Brings::Nothing);
+    assert!(store.reload().await.is_err()); // which does not put the refresh off
+    tokio::time::sleep(2 * HOUR).await;
+    assert_within(issuer.gaps(0).iter().take(2).sum(), 3240.0..=3300.0);
+    assert_doubling(&issuer.gaps(2));
+    assert_eq!(store.status().last_error.unwrap().kind(), SourceErrorKind::NotFound);
+
+    issuer.brings(Brings::Fresh(HOUR));
+    tokio::time::sleep(72 * SECOND).await;
+    assert_eq!((store.generation().get(), store.status().consecutive_failures), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_that_come_expired_are_asked_for_less_and_less_often() {
+    let issuer = Issuer::new(Brings::Stale);
+    let store = issuer.store(None).await;
+    tokio::time::sleep(HOUR).await;
+    assert_doubling(&issuer.gaps(1));
+    issuer.brings(Brings::Fresh(HOUR));
+    tokio::time::sleep(72 * SECOND).await;
+    assert!(!store.load().credential().is_expired_at(issuer.now()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_token_never_replaces_one_that_is_not() {
+    let issuer = Issuer::new(Brings::Fresh(HOUR));
+    let store = issuer.store(None).await;
+    issuer.brings(Brings::Stale);
+    assert!(
+        matches!(store.reload().await, Err(ReloadError::Failed(error)) if error.kind() == SourceErrorKind::Invalid)
+    );
+    assert_eq!(store.generation().get(), 1);
+    issuer.jump(HOUR); // nothing is lost now
+    assert!(matches!(store.reload().await, Ok(Reloaded::Changed(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_jumps_ahead_is_noticed_within_half_a_minute() {
+    let issuer = Issuer::new(Brings::Fresh(24 * HOUR));
+    let store = issuer.store(None).await;
+    tokio::time::sleep(HOUR).await;
+    for generation in 2..10 {
+        issuer.jump(24 * HOUR);
+        tokio::time::sleep(30 * SECOND + Duration::from_millis(2)).await;
+        assert_eq!(store.generation().get(), generation);
+        assert!(!store.load().credential().is_expired_at(issuer.now()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replacement_that_expires_is_refreshed_ahead_of_its_expiry() {
+    let issuer = Issuer::new(Brings::Same(Credential::key("id:secret").unwrap()));
+    let store = issuer.store(None).await;
+    tokio::time::sleep(100 * HOUR).await;
+    assert_eq!(issuer.loads(), 1);
+
+    store.replace(token(1, issuer.now() + HOUR));
+    issuer.brings(Brings::Fresh(HOUR));
+    tokio::time::sleep(Duration::from_secs(3239)).await;
+    assert_eq!((store.generation().get(), issuer.loads()), (2, 1));
+    tokio::time::sleep(62 * SECOND).await;
+    assert_eq!((store.generation().get(), issuer.loads()), (3, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replacement_that_does_not_expire_ends_the_wish_for_a_refresh() {
+    let issuer = Issuer::new(Brings::Fresh(HOUR));
+    let store = issuer.store(None).await;
+    store.replace(Credential::key("id:secret").unwrap());
+    tokio::time::sleep(100 * HOUR).await;
+    assert_eq!((store.generation().get(), issuer.loads()), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replacement_does_not_wait_for_the_troubles_of_its_predecessor() {
+    let issuer = Issuer::new(Brings::Nothing);
+    issuer.brings(Brings::Same(token(0, issuer.now() + HOUR)));
+    let store = issuer.store(None).await;
+    tokio::time::sleep(2 * HOUR).await; // it is asked once a minute by now
+    store.replace(token(1, issuer.now() + 20 * SECOND));
+    issuer.brings(Brings::Fresh(HOUR));
+    tokio::time::sleep(11 * SECOND).await;
+    assert_eq!(store.generation().get(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_polled_token_is_refreshed_between_two_polls() {
+    let issuer = Issuer::new(Brings::Nothing);
+    issuer.brings(Brings::Same(token(0, issuer.now() + HOUR)));
+    let store = issuer.store(Some(10 * HOUR)).await;
+    tokio::time::sleep(Duration::from_secs(3302)).await;
+    let loads = issuer.loads();
+    assert!(loads >= 2, "not asked ahead of the expiry");
+    issuer.brings(Brings::Fresh(30 * HOUR));
+    tokio::time::sleep(HOUR).await;
+    assert_eq!((store.generation().get(), issuer.loads()), (2, loads + 1));
+}
+
+#[test]
+fn a_store_from_the_environment_is_fixed() {
+    let of = |variables: &'static [(&'static str, &'static str)]| {
+        let lookup = move |name: &str| variables.iter().find(|(set, _)| *set == name).map(|(_, value)| value.into());
+        CredentialStore::from_fixed_env(&EnvSource::all().environment(lookup))
+    };
+    let store = of(&[("FAL_KEY", "id:secret")]).unwrap();
+    assert_eq!((store.status().driver, store.load().source()), (DriverState::Absent, "env:FAL_KEY"));
+
+    let error = of(&[]).unwrap_err();
+    assert_eq!(error.kind(), SourceErrorKind::NotFound);
+    assert!(error.to_string().contains("set FAL_KEY to `id:secret`"), "{error}");
+
+    let error = of(&[("FAL_KEY_FILE", "/key")]).unwrap_err();
+    assert!(error.to_string().contains("CredentialStore::builder(EnvSource::file())"), "{error}");
+}
+
+#[test]
+fn waits_neither_spin_nor_overflow() {
+    let longest = 60 * SECOND;
+    for (step, seconds) in [(0, 1), (1, 2), (5, 32), (6, 60), (31, 60), (32, 60), (u32::MAX, 60)] {
+        assert_eq!(exponential(SECOND, step, longest), seconds * SECOND);
+    }
+    assert!(jittered(Duration::ZERO) >= Duration::from_micros(800));
+    assert!(Instant::now().checked_add(jittered(Duration::MAX)).is_some());
+}

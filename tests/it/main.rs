@@ -1,0 +1,16 @@
+//! The integration tests, in one binary: they link once.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod auth;
+#[cfg(unix)]
+mod file_rotation;
+mod leak;
+mod redirect;
+#[cfg(unix)]
+mod rotation;
+mod store;
+mod support;
+#[cfg(target_os = "linux")]
+mod wipe;

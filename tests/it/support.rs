@@ -1,0 +1,193 @@
+//! What several integration tests need.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use tempfile::TempDir;
+use tokio::{sync::watch, time::Instant};
+use tower_fal::{
+    Credential, CredentialStore,
+    error::{BoxError, SourceError},
+    source::CredentialSource,
+    store::Status,
+};
+
+/// How long a test waits for what must happen. Of paused time, so that a failing test does not take as long.
+const PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// The credential number `n`. Its secret tells whether it belongs to its id.
+pub(crate) fn key(n: u64) -> Credential {
+    Credential::key(key_text(n)).unwrap()
+}
+
+pub(crate) fn key_text(n: u64) -> String {
+    format!("id-{n}:secret-of-id-{n}")
+}
+
+/// A token that says when it expires, in seconds since 1970. Nobody checks its signature.
+pub(crate) fn bearer_until(seconds: u64) -> Credential {
+    let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{seconds}}}"#));
+    Credential::bearer(format!("e30.{claims}.signature")).unwrap()
+}
+
+/// The id of the current key: what a test may show when it fails.
+pub(crate) fn current(store: &CredentialStore) -> String {
+    store.load().credential().key_id().unwrap().to_string()
+}
+
+/// Waits until the status is as wanted, and returns it. Needs paused time.
+pub(crate) async fn status_where(store: &CredentialStore, wanted: impl Fn(&Status) -> bool) -> Status {
+    let mut status = store.subscribe();
+    let reached = tokio::time::timeout(PATIENCE, status.wait_for(|status| wanted(status))).await;
+    match reached {
+        Ok(Ok(status)) => status.clone(),
+        _ => panic!("it never came to that: {:?}", store.status()),
+    }
+}
+
+/// A source that does as it is told and notes when it was asked.
+#[derive(Clone)]
+pub(crate) struct Script {
+    every: Option<Duration>,
+    says: Arc<Mutex<Says>>,
+    open: Arc<watch::Sender<bool>>,
+    loads: Arc<watch::Sender<Vec<Instant>>>,
+}
+
+#[derive(Clone)]
+pub(crate) enum Says {
+    Here(Credential),
+    Nothing,
+    Malformed,
+    Error,
+    Panic,
+    Hang,
+}
+
+impl Script {
+    pub(crate) fn new(every: impl Into<Option<Duration>>, says: Says) -> Self {
+        Self {
+            every: every.into(),
+            says: Arc::new(Mutex::new(says)),
+            open: Arc::new(watch::Sender::new(true)),
+            loads: Arc::new(watch::Sender::new(Vec::new())),
+        }
+    }
+
+    pub(crate) fn says(&self, says: Says) {
+        *self.says.lock().unwrap() = says;
+    }
+
+    pub(crate) fn brings(&self, n: u64) {
+        self.says(Says::Here(key(n)));
+    }
+
+    /// From now on a load makes up its mind when it begins, and says so after [`open`](Self::open).
+    pub(crate) fn close(&self) {
+        self.open.send_replace(false);
+    }
+
+    pub(crate) fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// How often it was asked.
+    pub(crate) fn loads(&self) -> usize {
+        self.loads.borrow().len()
+    }
+
+    pub(crate) async fn loads_reach(&self, count: usize) {
+        let mut loads = self.loads.subscribe();
+        let reached = tokio::time::timeout(PATIENCE, loads.wait_for(|loads| loads.len() >= count)).await;
+        assert!(reached.is_ok(), "{} loads, {count} wanted", self.loads());
+    }
+
+    /// The seconds between the loads, from load number `first` on.
+    pub(crate) fn gaps(&self, first: usize) -> Vec<f64> {
+        self.loads.borrow()[first..].windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
+    }
+}
+
+impl CredentialSource for Script {
+    fn name(&self) -> &str {
+        "script"
+    }
+
+    async fn load(&self) -> Result<Option<Credential>, SourceError> {
+        let says = self.says.lock().unwrap().clone();
+        self.loads.send_modify(|loads| loads.push(Instant::now()));
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+        if self.loads() > 10_000 {
+            return std::future::pending().await; // a hot loop is to fail a test, not to keep it from its end
+        }
+        let failed = |cause: BoxError| SourceError::new("script", cause);
+        match says {
+            Says::Here(credential) => Ok(Some(credential)),
+            Says::Nothing => Ok(None),
+            Says::Malformed => Credential::key("half").map(Some).map_err(|error| failed(error.into())),
+            Says::Error => Err(failed("connection refused".into())),
+            Says::Panic => panic!("as told"),
+            Says::Hang => std::future::pending().await,
+        }
+    }
+
+    fn poll_interval(&self) -> Option<Duration> {
+        self.every
+    }
+}
+
+/// A directory that is written as kubelet's atomic writer does it for a mounted Secret:
+///
+/// ```text
+/// fal_key -> ..data/fal_key
+/// ..data  -> ..2026_01_31_10_00_00.1
+/// ..2026_01_31_10_00_00.1/fal_key
+/// ```
+#[cfg(unix)]
+pub(crate) struct KubeletVolume {
+    directory: TempDir,
+    updates: u32,
+}
+
+#[cfg(unix)]
+impl KubeletVolume {
+    const KEY: &str = "fal_key";
+
+    pub(crate) fn new(content: impl AsRef<[u8]>) -> Self {
+        let mut volume = Self { directory: tempfile::tempdir().unwrap(), updates: 0 };
+        volume.update(content);
+        symlink(Path::new("..data").join(Self::KEY), &volume.path());
+        volume
+    }
+
+    /// The file as a container names it.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.path().join(Self::KEY)
+    }
+
+    /// A new directory, a new link, a rename, and only then is the old directory removed.
+    pub(crate) fn update(&mut self, content: impl AsRef<[u8]>) {
+        self.updates += 1;
+        let root = self.directory.path();
+        let (data, data_tmp) = (root.join("..data"), root.join("..data_tmp"));
+        let old = fs::read_link(&data).ok();
+        let new = PathBuf::from(format!("..2026_01_31_10_00_00.{}", self.updates));
+        fs::create_dir(root.join(&new)).unwrap();
+        fs::write(root.join(&new).join(Self::KEY), content).unwrap();
+        symlink(new, &data_tmp);
+        fs::rename(data_tmp, data).unwrap();
+        if let Some(old) = old {
+            fs::remove_dir_all(root.join(old)).unwrap();
+        }
+    }
+}
+
+#[cfg(unix)]
+fn symlink(to: PathBuf, at: &Path) {
+    std::os::unix::fs::symlink(to, at).unwrap();
+}
