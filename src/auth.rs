@@ -42,8 +42,16 @@
 //! ```
 //!
 //! # In an axum router
-//! `Router::layer(FalAuthLayer::new(store))` compiles, and does nothing: an inbound request names no origin, and its
-//! `Host` header is the caller's word. The common use is an outgoing client in the router's `State`.
+//! The common use is an outgoing client in the router's `State`. `Router::layer(FalAuthLayer::new(store))` compiles
+//! too, but there the layer looks at *inbound* requests, and who writes their URI is the caller:
+//!
+//! - `GET /x` with whatever `Host` names no origin. It gets no header.
+//! - `GET https://fal.run/x`, the absolute form of HTTP/1.1, and **every** HTTP/2 request, whose `:authority` and
+//!   `:scheme` become its URI, name the origin that the caller wrote. If that is fal's, the layer adds the secret.
+//!
+//! It is added to the request that the handlers see; nothing goes to the caller or to fal by itself. But whatever
+//! is behind the layer then holds it: a handler that echoes or logs headers, or one that forwards them, to wherever
+//! it forwards. So put this layer on a router only around routes that forward to fal and to nothing else.
 
 use std::{
     fmt,

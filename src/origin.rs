@@ -212,10 +212,11 @@ impl OriginPolicy for EveryRequest {
 }
 
 /// A text that names no origin which may carry a credential.
+///
+/// It names the rule, never the text: people paste keys into the wrong place, and passwords into URLs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{origin}` {problem}")]
+#[error("the origin {problem}")]
 pub struct InvalidOrigin {
-    origin: String,
     problem: &'static str,
 }
 
@@ -229,8 +230,8 @@ struct Origin {
 
 impl Origin {
     fn parse(text: &str) -> Result<Self, InvalidOrigin> {
-        let invalid = |problem| InvalidOrigin { origin: text.to_owned(), problem };
-        let form = "is no origin: write `https://host` or `https://host:port`";
+        let invalid = |problem| InvalidOrigin { problem };
+        let form = "is not written as one: write `https://host` or `https://host:port`";
         let uri: Uri = text.parse().map_err(|_| invalid(form))?;
         let (Some(scheme), Some(authority), "/", None) = (uri.scheme(), uri.authority(), uri.path(), uri.query())
         else {
@@ -428,13 +429,13 @@ mod tests {
     #[test]
     fn an_origin_is_refused_when_it_is_none_or_would_leak() {
         for (text, hint) in [
-            ("gateway.example.com", "is no origin"),
-            ("/a", "is no origin"),
-            ("https://gateway.example.com/a", "is no origin"),
-            ("https://gateway.example.com/?a", "is no origin"),
-            ("https://user@gateway.example.com", "is no origin"),
-            ("ftp://127.0.0.1", "is no origin"),
-            ("https://", "is no origin"),
+            ("gateway.example.com", "is not written as one"),
+            ("/a", "is not written as one"),
+            ("https://gateway.example.com/a", "is not written as one"),
+            ("https://gateway.example.com/?a", "is not written as one"),
+            ("https://user@gateway.example.com", "is not written as one"),
+            ("ftp://127.0.0.1", "is not written as one"),
+            ("https://", "is not written as one"),
             ("http://gateway.example.com", "in clear"),
             ("ws://gateway.example.com", "in clear"),
         ] {

@@ -1,7 +1,7 @@
 use std::{
     ffi::OsString,
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -158,6 +158,8 @@ impl EnvSource {
                     (None, Some(_)) => return Err(half_a_pair(&name, secret, id)),
                 },
                 Part::File(variable) => match (self.environment)(variable).and_then(path) {
+                    // The path becomes a name that is logged: a key that was put there by mistake must not.
+                    Some(path) if is_key(&path) => return Err(key_for_path(&name, variable)),
                     Some(path) => return Ok(Some(Found::File(self.file.get_or_init(|| FileSource::new(path))))),
                     None => None,
                 },
@@ -180,6 +182,15 @@ impl EnvSource {
 
 fn half_a_pair(source: &str, set: &str, missing: &str) -> SourceError {
     SourceError::not_found(source, format!("{set} is set and {missing} is not: set both, or FAL_KEY in their place"))
+}
+
+fn key_for_path(source: &str, variable: &str) -> SourceError {
+    SourceError::invalid(source, format!("{variable} holds a key where the path of a file belongs: use FAL_KEY for it"))
+}
+
+fn is_key(path: &Path) -> bool {
+    let value = path.as_os_str().as_encoded_bytes();
+    !value.iter().any(|byte| matches!(byte, b'/' | b'\\')) && Credential::key(value).is_ok()
 }
 
 fn path(value: OsString) -> Option<PathBuf> {
@@ -301,6 +312,19 @@ mod tests {
         let error = with(EnvSource::all(), variables).load().await.unwrap_err();
         assert!(report(&error).starts_with("env:FAL_KEY: holds no credential: the key has no `:`"), "{error}");
         assert!(!report(&error).contains("hush"));
+    }
+
+    #[tokio::test]
+    async fn a_key_where_a_path_belongs_is_refused_without_being_named() {
+        let error = with(EnvSource::all(), &[("FAL_KEY_FILE", "id:hush-hush")]).load().await.unwrap_err();
+        assert!(error.to_string().contains("use FAL_KEY"), "{error}");
+        assert!(!format!("{error} {error:?}").contains("hush"));
+        assert!(
+            with(EnvSource::file(), &[("FAL_KEY_FILE", "C:\\key")])
+                .load()
+                .await
+                .is_err_and(|error| { error.kind() == SourceErrorKind::NotFound })
+        );
     }
 
     #[test]

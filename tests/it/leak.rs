@@ -1,0 +1,487 @@
+//! The secret is in nothing that is printed: no `Debug`, no `Display`, no error and its causes, no event.
+//!
+//! One story, from malformed keys to a dead runtime, in which everything public is printed as it goes by; in the end
+//! all of it is searched for the secrets, and for every six characters of them.
+
+use std::{
+    collections::BTreeSet,
+    convert::Infallible,
+    error::Error,
+    ffi::OsString,
+    fmt::{Debug, Display, Write as _},
+    fs, io,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
+use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
+use tower_fal::{
+    Credential, CredentialStore, FalAuthLayer, SourceError,
+    auth::Stamp,
+    credential::CredentialError,
+    error::{BoxError, report},
+    origin::{BoundOrigin, EveryRequest, FalOrigins},
+    source::{self, BoxSource, CredentialSource, EnvSource, FileSource},
+    store::{ReloadError, Snapshot},
+};
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+const SECRET: &str = "q7RtzLw9Xv-2KpYdBn_hJ5mGc0sVfEaU";
+const NEXT: &str = "Zx4NfWk8_TbQ1uHyDo6PrMi-3gCvSjLe";
+
+#[test]
+fn the_secret_is_in_nothing_that_is_printed() {
+    let events = Events::default();
+    let dispatch = tracing::Dispatch::new(events.clone());
+    // With one subscriber alone, `tracing` decides whether anyone listens to an event by the thread that comes by
+    // first: another test's, which has none, would switch it off for all.
+    let _so_that_there_are_two = tracing::Dispatch::new(events.clone());
+    let _on_this_thread = tracing::dispatcher::set_default(&dispatch);
+    // Files are read on other threads, which print as well.
+    let on_thread_start = move || std::mem::forget(tracing::dispatcher::set_default(&dispatch));
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().start_paused(true).on_thread_start(on_thread_start.clone()).build().unwrap()
+    };
+
+    let mut printed = Printed::default();
+    malformed_values(&mut printed);
+    origins(&mut printed);
+    let first = runtime();
+    let survivor = first.block_on(async {
+        malformed_environment(&mut printed).await;
+        requests(&mut printed).await;
+        a_source_in_trouble(&mut printed).await;
+        a_file_in_trouble(&mut printed).await
+    });
+    drop(first);
+    printed.store(&survivor);
+    runtime().block_on(async {
+        let gone = survivor.reload().await.unwrap_err();
+        assert!(matches!(gone, ReloadError::DriverGone));
+        printed.error(&gone);
+    });
+
+    // What is not printed cannot leak: these are the events whose absence would make the search worthless.
+    let events = events.lines();
+    for message in [
+        "the fal credential was rotated",
+        "could not load the fal credential",
+        "answers again",
+        "has ended",
+        "is writable by everyone",
+    ] {
+        assert!(events.iter().any(|line| line.contains(message)), "no event says `{message}`");
+    }
+    assert!(printed.texts.len() > 100);
+    for text in printed.texts.iter().chain(&events) {
+        assert_eq!(find_secret(text), None, "in: {text}");
+    }
+}
+
+#[test]
+fn control_the_search_finds_a_part_of_a_secret_in_every_guise() {
+    let bytes = &SECRET.as_bytes()[8..20];
+    for text in [
+        format!("Key id:{SECRET}"),
+        format!("it starts with {}...", &SECRET[..6]),
+        format!("...{}", &NEXT[NEXT.len() - 6..]),
+        format!("{bytes:?}"),
+        format!("{bytes:#?}"),
+        format!("{bytes:02x?}"),
+        bytes.iter().map(|byte| format!("{byte:02X}")).collect(),
+    ] {
+        assert!(find_secret(&text).is_some(), "{text}");
+    }
+    assert_eq!(find_secret("Credential { scheme: Key, key_id: \"leak-id\" }"), None);
+}
+
+fn malformed_values(printed: &mut Printed) {
+    let mut hints = BTreeSet::new();
+    let mut refused = |error: CredentialError| {
+        hints.insert(error.to_string());
+        printed.error(&error);
+        printed.debug(&error.position());
+        printed.error(&SourceError::new("mine", error));
+    };
+    for value in malformed() {
+        refused(Credential::key(&value).unwrap_err());
+        // Some of them are good halves or tokens.
+        let otherwise = [Credential::key_pair("leak-id", &value), Credential::bearer(&value)];
+        otherwise.into_iter().filter_map(Result::err).for_each(&mut refused);
+    }
+    refused(Credential::key_pair("leak-id", format!("leak-id:{SECRET}")).unwrap_err());
+    refused(Credential::key_pair(format!("leak-id:{SECRET}"), SECRET).unwrap_err());
+    refused(Credential::key_pair("", SECRET).unwrap_err());
+    refused(Credential::key_pair("leak-id", " ").unwrap_err());
+    for hint in [
+        "is empty",
+        "is longer than 16384 bytes",
+        "key id is longer than 256 bytes",
+        "a line break",
+        "a blank",
+        "a control character",
+        "a byte outside ASCII",
+        "UTF-16",
+        "`Key `",
+        "`Bearer `",
+        "a quote",
+        "`FAL_KEY=`",
+        "has no `:`",
+        "nothing before its `:`",
+        "nothing behind its `:`",
+        "holds a `:`",
+        "the whole key",
+    ] {
+        assert!(hints.iter().any(|text| text.contains(hint)), "nothing was refused with `{hint}`");
+    }
+
+    // Not malformed, but not what was hoped for either.
+    let claims = [format!(r#"{{"exp":"{SECRET}"}}"#), format!(r#"{{"sub":"{SECRET}","exp":4000000000}}"#)];
+    for claims in claims {
+        use base64::Engine as _;
+        let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims);
+        printed.credential(&Credential::bearer(format!("e30.{claims}.{SECRET}")).unwrap());
+    }
+    printed.credential(&Credential::bearer(SECRET).unwrap());
+    printed.credential(&Credential::key_pair("leak-id", SECRET).unwrap().with_source("noted"));
+}
+
+/// Values with a secret in them that are wrong, each in its own way, in a file as well as in a variable.
+fn malformed() -> Vec<Vec<u8>> {
+    let mut values: Vec<Vec<u8>> = [
+        SECRET.to_owned(),
+        format!(":{SECRET}"),
+        format!("{SECRET}:"),
+        format!("leak-id:{}\n{}", &SECRET[..16], &SECRET[16..]),
+        format!("leak-id:{SECRET} {NEXT}"),
+        format!("leak-id:{SECRET}\0"),
+        format!("leak-id:{SECRET}\u{e9}"),
+        format!("Key leak-id:{SECRET}"),
+        format!("Bearer {SECRET}"),
+        format!("\"leak-id:{SECRET}\""),
+        format!("FAL_KEY=leak-id:{SECRET}"),
+        format!("leak-id:{}", SECRET.repeat(600)),
+        format!("{}:{SECRET}", NEXT.repeat(10)),
+    ]
+    .into_iter()
+    .map(String::into_bytes)
+    .collect();
+    values.push([b"\xFF\xFEleak-id:", SECRET.as_bytes()].concat());
+    values.push([b"leak-id:", SECRET.as_bytes(), b"\xC3\x28"].concat());
+    values
+}
+
+fn origins(printed: &mut Printed) {
+    for text in [
+        SECRET.to_owned(),
+        format!("leak-id:{SECRET}"),
+        format!("https://leak-id:{SECRET}@gateway.example.com"),
+        format!("https://gateway.example.com/?fal_key={SECRET}"),
+        format!("http://{SECRET}.example.com"),
+    ] {
+        printed.error(&FalOrigins::new().and(&text).unwrap_err());
+        printed.error(&BoundOrigin::new(&text).unwrap_err());
+        printed.error(&FalAuthLayer::for_origin(fixed(), &text).unwrap_err());
+    }
+    printed.debug(&FalOrigins::new().backups().subdomains().and("https://gateway.example.com").unwrap());
+    printed.debug(&BoundOrigin::new("https://fal.run").unwrap());
+    printed.debug(&EveryRequest);
+}
+
+async fn malformed_environment(printed: &mut Printed) {
+    for value in malformed() {
+        let Ok(value) = String::from_utf8(value) else {
+            continue;
+        };
+        let lookup = move |name: &str| match name {
+            "FAL_KEY" | "FAL_KEY_SECRET" => Some(OsString::from(&value)),
+            "FAL_KEY_ID" => Some("leak-id:".into()),
+            _ => None,
+        };
+        for source in [EnvSource::key(), EnvSource::pair(), EnvSource::all()] {
+            let source = source.environment(lookup.clone());
+            printed.debug(&source);
+            printed.error(&source.load().await.unwrap_err());
+            printed.error(&CredentialStore::builder(source).build().await.unwrap_err());
+        }
+    }
+    let half = EnvSource::pair().environment(|name| (name == "FAL_KEY_SECRET").then(|| SECRET.into()));
+    printed.error(&half.load().await.unwrap_err());
+}
+
+async fn requests(printed: &mut Printed) {
+    for layer in [FalAuthLayer::new(fixed()), FalAuthLayer::new(fixed()).keep_existing(true)] {
+        printed.debug(&layer);
+        for own in [None, Some(Credential::key(format!("own-id:{NEXT}")).unwrap())] {
+            let mut service = layer.layer(service_fn(async |request: Request<()>| {
+                Ok::<_, Infallible>(Response::builder().status(StatusCode::UNAUTHORIZED).body(request).unwrap())
+            }));
+            printed.debug(&service);
+            let mut request = Request::get("https://fal.run/a").body(()).unwrap();
+            if let Some(own) = own {
+                request.extensions_mut().insert(own);
+            }
+            let response = service.ready().await.unwrap().call(request);
+            printed.debug(&response);
+            let response = response.await.unwrap();
+            printed.debug(&response);
+            printed.debug(response.extensions());
+            printed.debug(response.extensions().get::<Stamp>().unwrap());
+            let request = response.into_body();
+            assert!(request.headers().contains_key(AUTHORIZATION));
+            printed.debug(&request);
+            printed.debug(request.headers());
+            printed.debug(&request.headers()[AUTHORIZATION]);
+            printed.debug(&request.headers().iter().collect::<Vec<_>>());
+            printed.debug(&request.into_parts().0);
+        }
+    }
+    printed.debug(&FalAuthLayer::per_request());
+    printed.debug(&FalAuthLayer::for_origin(fixed(), "https://fal.run").unwrap());
+
+    let mut handshake = Request::get("wss://ws.fal.run/a").body(()).unwrap();
+    assert!(fixed().authorize(&mut handshake));
+    printed.debug(&handshake);
+}
+
+fn fixed() -> CredentialStore {
+    CredentialStore::fixed(Credential::key(format!("leak-id:{SECRET}")).unwrap())
+}
+
+/// How the source of the next function answers.
+type Load = fn() -> Result<Option<Credential>, BoxError>;
+
+async fn a_source_in_trouble(printed: &mut Printed) {
+    let answer: Arc<Mutex<Option<Load>>> = Arc::default();
+    let source = source::from_fn_with("vault", Duration::from_secs(5), Arc::clone(&answer), async |answer| {
+        let load = *answer.lock().unwrap();
+        match load {
+            Some(load) => load(),
+            None => std::future::pending().await,
+        }
+    });
+    let source = BoxSource::new(source);
+    printed.debug(&source);
+    let set = |load: Load| *answer.lock().unwrap() = Some(load);
+    let good: Load = || Ok(Some(Credential::key(format!("leak-id:{SECRET}"))?));
+    let next: Load = || Ok(Some(Credential::key(format!("next-id:{NEXT}"))?));
+    let bad: [Load; 6] = [
+        || Ok(None),
+        || Err("connection refused".into()),
+        || Err(io::Error::from(io::ErrorKind::PermissionDenied).into()),
+        || Ok(Some(Credential::key(SECRET)?)),
+        // As a panic does whose message holds the secret, but for the hook, which would print it.
+        || std::panic::resume_unwind(Box::new(format!("cannot use {SECRET}"))),
+        || Ok(Some(Credential::bearer(format!("e30.eyJleHAiOjF9.{SECRET}"))?)), // expired in 1970
+    ];
+
+    set(good);
+    let builder = CredentialStore::builder(source.clone()).load_timeout(Duration::from_secs(2));
+    printed.debug(&builder);
+    let store = builder.build().await.unwrap();
+    printed.store(&store);
+    for load in bad {
+        set(load);
+        printed.reload_error(&store.reload().await.unwrap_err());
+        printed.store(&store);
+        if let Err(error) = CredentialStore::builder(source.clone()).build().await {
+            printed.error(&error);
+        }
+    }
+    *answer.lock().unwrap() = None;
+    printed.reload_error(&store.reload().await.unwrap_err());
+    printed.store(&store);
+
+    set(good);
+    let refused = store.generation();
+    printed.debug(&store.reload().await.unwrap());
+    printed.debug(&store.reload_past(refused).await.unwrap()); // the same one
+    printed.debug(&store.reload_past(refused).await.unwrap()); // cooling down
+    set(next);
+    printed.debug(&store.reload().await.unwrap());
+    printed.debug(&store.reload_past(refused).await.unwrap());
+    printed.store(&store);
+    printed.debug(&store.replace(Credential::bearer(SECRET).unwrap()));
+    printed.store(&store);
+    let never = fixed().reload().await.unwrap_err();
+    assert!(matches!(never, ReloadError::NeverReloads));
+    printed.error(&never);
+}
+
+/// Returns the store, which outlives its runtime.
+async fn a_file_in_trouble(printed: &mut Printed) -> CredentialStore {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("key");
+    fs::write(&path, format!("leak-id:{SECRET}\n")).unwrap();
+    let source = FileSource::new(&path);
+    printed.debug(&source);
+    let store = CredentialStore::builder(source).build().await.unwrap();
+    printed.store(&store);
+
+    let mut contents = malformed();
+    contents.extend([Vec::new(), b"\n".to_vec(), SECRET.repeat(3000).into_bytes()]);
+    for content in contents {
+        fs::write(&path, content).unwrap();
+        printed.reload_error(&store.reload().await.unwrap_err());
+        printed.store(&store);
+        printed.error(&CredentialStore::builder(FileSource::new(&path)).build().await.unwrap_err());
+    }
+    fs::remove_file(&path).unwrap();
+    printed.reload_error(&store.reload().await.unwrap_err());
+    fs::create_dir(&path).unwrap();
+    printed.reload_error(&store.reload().await.unwrap_err());
+    fs::remove_dir(&path).unwrap();
+
+    fs::write(&path, format!("next-id:{NEXT}\n")).unwrap();
+    make_world_writable(&path);
+    printed.debug(&store.reload().await.unwrap());
+    assert_eq!(store.status().key_id.unwrap().as_str(), "next-id");
+    printed.store(&store);
+    store
+}
+
+fn make_world_writable(path: &Path) {
+    #[cfg(unix)]
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    #[cfg(not(unix))]
+    tracing::warn!("{path:?} is writable by everyone"); // nothing there warns of it
+}
+
+/// Everything that was printed, in every way in which it can be.
+#[derive(Default)]
+struct Printed {
+    texts: Vec<String>,
+}
+
+impl Printed {
+    fn debug(&mut self, value: &(impl Debug + ?Sized)) {
+        self.texts.extend([format!("{value:?}"), format!("{value:#?}"), format!("{value:x?}")]);
+    }
+
+    fn display(&mut self, value: &(impl Display + ?Sized)) {
+        self.texts.push(value.to_string());
+    }
+
+    fn error(&mut self, error: &(dyn Error + 'static)) {
+        self.texts.push(report(error));
+        let mut next = Some(error);
+        while let Some(error) = next {
+            self.debug(error);
+            self.display(error);
+            next = error.source();
+        }
+    }
+
+    fn reload_error(&mut self, error: &ReloadError) {
+        self.error(error);
+        if let ReloadError::Failed(error) = error {
+            self.debug(&error.kind());
+            self.display(error.source_name());
+        }
+    }
+
+    fn credential(&mut self, credential: &Credential) {
+        self.debug(credential);
+        self.debug(credential.header());
+        self.debug(&HeaderValue::clone(credential.header()));
+        self.debug(&(credential.expires_at(), credential.source(), credential.scheme()));
+        self.display(&credential.scheme());
+        if let Some(key_id) = credential.key_id() {
+            self.debug(key_id);
+            self.display(key_id);
+        }
+    }
+
+    fn snapshot(&mut self, snapshot: &Snapshot) {
+        self.debug(snapshot);
+        self.credential(snapshot.credential());
+        self.display(&snapshot.generation());
+        self.display(snapshot.source());
+    }
+
+    fn store(&mut self, store: &CredentialStore) {
+        self.debug(store);
+        self.snapshot(&store.load());
+        self.debug(&store.subscribe());
+        let status = store.status();
+        self.debug(&status);
+        if let Some(error) = &status.last_error {
+            self.error(error);
+        }
+    }
+}
+
+/// The part of a secret that stands in a text: six of its characters in a row, as they are or as numbers.
+fn find_secret(text: &str) -> Option<String> {
+    let text: String = text.chars().filter(|char| !char.is_whitespace()).collect();
+    let lower = text.to_ascii_lowercase();
+    [SECRET, NEXT].iter().flat_map(|secret| secret.as_bytes().windows(6)).find_map(|part| {
+        let plain = String::from_utf8(part.to_vec()).unwrap();
+        let list = |number: fn(&u8) -> String| part.iter().map(number).collect::<Vec<_>>();
+        let decimal = list(u8::to_string).join(",");
+        let hex = list(|byte| format!("{byte:02x}"));
+        let found = text.contains(&plain)
+            || text.contains(&decimal)
+            || lower.contains(&hex.join(","))
+            || lower.contains(&hex.concat());
+        found.then_some(plain)
+    })
+}
+
+/// Collects all fields of every event and span.
+#[derive(Clone, Default)]
+struct Events {
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Events {
+    fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    fn collect(&self, metadata: Option<&Metadata<'_>>, record: impl FnOnce(&mut Line)) {
+        let mut line = Line(metadata.map_or_else(String::new, |metadata| format!("{metadata:?}")));
+        record(&mut line);
+        self.lines.lock().unwrap().push(line.0);
+    }
+}
+
+impl Subscriber for Events {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, attributes: &span::Attributes<'_>) -> span::Id {
+        self.collect(Some(attributes.metadata()), |line| attributes.record(line));
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, values: &span::Record<'_>) {
+        self.collect(None, |line| values.record(line));
+    }
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        self.collect(Some(event.metadata()), |line| event.record(line));
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        write!(self.0, " {field}={value:?}").unwrap();
+    }
+}
