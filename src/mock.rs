@@ -3,15 +3,18 @@
 //! It plays fal and nothing else: it knows no store, no layer and no policy of this crate, so what a test sees is
 //! what fal would have seen on the wire. A real [`hyper`] server listens on two ports of `127.0.0.1`, one as
 //! `fal.run` and one as `queue.fal.run`, and speaks HTTP/1.1 and HTTP/2 with prior knowledge, without TLS. This
-//! crate's default policy gives such origins no credential: a test admits [`run_origin`](MockFal::run_origin) and
-//! [`queue_origin`](MockFal::queue_origin) by name.
+//! crate's default policy gives such origins no credential: a test admits them by
+//! [`FalOrigins::loopback_http`](crate::origin::FalOrigins::loopback_http), and a server under test wants its base URL
+//! and its policy to be settings.
 //!
 //! ```
 //! use http::{Request, StatusCode};
 //! use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+//! use tower::{ServiceBuilder, ServiceExt as _};
 //! use tower_fal::{
-//!     Credential,
+//!     Credential, CredentialStore, FalAuthLayer,
 //!     mock::{MockFal, Presented},
+//!     origin::FalOrigins,
 //! };
 //!
 //! #[tokio::main]
@@ -20,11 +23,14 @@
 //!     let fal = MockFal::start().await?;
 //!     fal.accept(&credential);
 //!
-//!     let request = Request::post(fal.run_url("/fal-ai/flux"))
-//!         .header("authorization", credential.header())
-//!         .body(r#"{"prompt":"a cat"}"#.to_owned())?;
-//!     let response = Client::builder(TokioExecutor::new()).build_http().request(request).await?;
-//!     assert_eq!(response.status(), StatusCode::OK);
+//!     // What is under test. Without `loopback_http` the credential would stay here: the mock is not fal.
+//!     let store = CredentialStore::fixed(credential.clone());
+//!     let client = ServiceBuilder::new()
+//!         .layer(FalAuthLayer::new(store).origins(FalOrigins::new().loopback_http()))
+//!         .service(Client::builder(TokioExecutor::new()).build_http());
+//!
+//!     let request = Request::post(fal.run_url("/fal-ai/flux")).body(r#"{"prompt":"a cat"}"#.to_owned())?;
+//!     assert_eq!(client.oneshot(request).await?.status(), StatusCode::OK);
 //!
 //!     let received = fal.received();
 //!     assert_eq!(received[0].path, "/fal-ai/flux");
@@ -46,24 +52,28 @@
 //! 7. The head of every answer waits for the [latency](MockFal::set_latency) and carries `x-fal-request-id`.
 //!
 //! # What it answers
-//! A request whose host begins with `queue.` is a queue request on either port.
+//! A request whose host begins with `queue.`, `rest.` or `api.` is one to that host, on either port.
 //!
 //! | request | answer |
 //! |---|---|
-//! | run: any method on `/{owner}/{app}` and below | `{"images":[],"seed":0,"path":"/owner/app","bytes":18,"prompt":"a cat"}`: the path without its query, how many bytes of body came, and the `prompt` of a JSON body of at most 8 MiB, if it has one |
+//! | run: any method on `/{owner}/{app}` and below | `{"images":[],"seed":0,"path":"/owner/app","bytes":18,"prompt":"a cat"}`: the path without its query, how many bytes of body came, and the `prompt` of a JSON body of at most 64 KiB, if it has one |
 //! | queue: `POST /{owner}/{app}` and below | `{"status":"IN_QUEUE","request_id":…,"queue_position":0,"response_url":…,"status_url":…,"cancel_url":…}` |
 //! | queue: `GET /{owner}/{app}/requests/{id}/status` | the same with `IN_QUEUE` on the first poll, `IN_PROGRESS` on the second, `COMPLETED` from then on |
 //! | queue: `GET /{owner}/{app}/requests/{id}` | what a run would have answered; polling the status first is not needed |
+//! | rest, api: any method on any path | what a run answers |
 //! | queue: status or result of an unknown id | 404 `{"status":"NOT_FOUND"}`, also without any credential |
 //!
 //! | status | `detail` | when |
 //! |---|---|---|
 //! | 401 | `Cannot access application "owner/app". Authentication is required to access this application.` | no `authorization` header |
-//! | 401 | `No user found for Key ID and Secret` | run: unknown key |
+//! | 401 | `Authorization header is required` | rest: no `authorization` header |
+//! | 401 | `No user found for Key ID and Secret` | run, rest: unknown key |
 //! | 401 | `invalid key credentials` | queue: unknown key |
 //! | 401 | `Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'.` | a key without `:` |
 //! | 401 | `bearer: unable to decode issuer` | a bearer that is no JWT, such as an API key |
 //! | 401 | `bearer: invalid token` | an unknown JWT |
+//! | 401 | `{"error":{"type":"authorization_error","message":"Authentication required"}}` | api: no valid credential |
+//! | 403 | the same with `Access denied` | api: a valid credential that lacks a permission |
 //! | 403 | `Insufficient permissions` | a valid credential that lacks a permission |
 //! | 403 | `User is locked. Reason: <reason>.` | run and submit while the account is locked; status and result go on |
 //!
@@ -73,6 +83,7 @@
 //! is cut off before its end is answered with 400, if there still is someone to answer.
 
 mod answer;
+mod connection;
 mod server;
 mod state;
 
@@ -87,7 +98,7 @@ use http::{Method, StatusCode, Uri, Version};
 use tokio::net::TcpListener;
 
 use self::{
-    server::{Host, Scope},
+    connection::{Host, Scope},
     state::State,
 };
 use crate::credential::{Credential, KeyId};
@@ -299,7 +310,8 @@ impl Lock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Failure {
-    /// An answer with this status and the status' own words as `detail`, without waiting for the body.
+    /// An answer with this status and the status' own words as `detail`, without waiting for the body. The status of a
+    /// final answer: one below 200 comes out as hyper will have it.
     Status(StatusCode),
     /// The connection is closed with no answer, and with it every other request on it.
     Disconnect,
@@ -650,6 +662,24 @@ mod tests {
         let (_, job) = json(client(Version::HTTP_11).request(request).await.unwrap()).await;
         assert_eq!(job["status"], "IN_QUEUE");
         assert_eq!(fal.received()[0].host, "Queue.fal.run");
+    }
+
+    #[tokio::test]
+    async fn the_rest_and_the_platform_host_refuse_in_words_of_their_own() {
+        let (fal, credential) = accepting("id:secret").await;
+        let ask = async |host: &str, authorization: &str| {
+            let mut request = authorized(Method::GET, fal.run_url("v1/models"), authorization);
+            request.headers_mut().insert(header::HOST, host.parse().unwrap());
+            json(client(Version::HTTP_11).request(request).await.unwrap()).await
+        };
+        let platform =
+            |status, message| (status, json!({ "error": { "type": "authorization_error", "message": message } }));
+        assert_eq!(ask("rest.fal.ai", "").await, detail(401, "Authorization header is required"));
+        assert_eq!(ask("rest.fal.ai", "Key a:b").await, detail(401, "No user found for Key ID and Secret"));
+        assert_eq!(ask("api.fal.ai", "").await, platform(401, "Authentication required"));
+        assert_eq!(ask("api.fal.ai", "Key id:secret").await.0, 200);
+        fal.deny(&credential);
+        assert_eq!(ask("api.fal.ai", "Key id:secret").await, platform(403, "Access denied"));
     }
 
     #[tokio::test]

@@ -39,7 +39,7 @@ const BACKUP_HOSTS: [&str; 2] = ["falrun.com", "queue.falrun.com"];
 
 /// Decides which requests may carry the credential. See the [module docs](self).
 ///
-/// Closures are policies:
+/// Closures are policies, and so are functions: `fn(&Uri) -> bool` is the policy to name in a struct field.
 ///
 /// ```
 /// use tower_fal::{Credential, CredentialStore, FalAuthLayer};
@@ -102,7 +102,8 @@ impl FalOrigins {
         self
     }
 
-    /// Admits plain `http` to this machine too, on any port: `127.0.0.0/8`, `[::1]` and `localhost`. For tests.
+    /// Admits plain `http` and `ws` to this machine too, on any port: `127.0.0.0/8`, `[::1]` and `localhost`. For
+    /// tests.
     pub fn loopback_http(mut self) -> Self {
         self.loopback_http = true;
         self
@@ -130,7 +131,7 @@ impl OriginPolicy for FalOrigins {
             return true;
         }
         // Off the path of requests to fal itself.
-        (self.loopback_http && *scheme == Scheme::HTTP && !has_user(uri) && uri.host().is_some_and(is_loopback))
+        (self.loopback_http && is_plain(scheme) && !has_user(uri) && uri.host().is_some_and(is_loopback))
             || self.others.as_deref().is_some_and(|others| others.iter().any(|origin| origin.is_of(uri)))
     }
 }
@@ -262,13 +263,20 @@ fn is_encrypted(scheme: &Scheme) -> bool {
 }
 
 fn effective_port(uri: &Uri) -> Option<u16> {
-    let scheme = uri.scheme()?;
-    match uri.authority()?.port() {
-        Some(port) => Some(port.as_u16()),
+    let (scheme, authority) = (uri.scheme()?, uri.authority()?);
+    let host_and_port = authority.as_str().rsplit('@').next()?;
+    // Not `Authority::port`: one that is no number would be none, and thus the default one.
+    match host_and_port.strip_prefix(authority.host())?.strip_prefix(':') {
+        Some(port) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => port.parse().ok(),
+        Some(_) => None,
         None if is_encrypted(scheme) => Some(443),
-        None if *scheme == Scheme::HTTP || scheme.as_str().eq_ignore_ascii_case("ws") => Some(80),
+        None if is_plain(scheme) => Some(80),
         None => None,
     }
+}
+
+fn is_plain(scheme: &Scheme) -> bool {
+    *scheme == Scheme::HTTP || scheme.as_str().eq_ignore_ascii_case("ws")
 }
 
 fn has_user(uri: &Uri) -> bool {
@@ -383,7 +391,9 @@ mod tests {
     #[test]
     fn loopback_http_is_this_machine_on_any_port() {
         let origins = FalOrigins::new().loopback_http();
-        for uri in ["http://127.0.0.1:8080/", "http://127.9.9.9/", "http://[::1]:1/", "http://LOCALHOST:1/"] {
+        for uri in
+            ["http://127.0.0.1:8080/", "http://127.9.9.9/", "http://[::1]:1/", "http://LOCALHOST:1/", "ws://127.0.0.1/"]
+        {
             assert!(admits(&origins, uri), "{uri}");
         }
         for uri in [
@@ -393,7 +403,7 @@ mod tests {
             "http://10.0.0.1/",
             "http://localhost.example.com/",
             "http://fal.run/",
-            "ws://127.0.0.1/",
+            "ftp://127.0.0.1/",
         ] {
             assert!(!admits(&origins, uri), "{uri}");
         }
@@ -420,6 +430,10 @@ mod tests {
             "https://other.example.com/a",
             "https://user@gateway.example.com/a",
             "https://gateway.example.com./a",
+            "https://gateway.example.com:/a",
+            "https://gateway.example.com:+443/a",
+            "https://gateway.example.com:65979/a", // 443, and 65,536 more
+            "https://gateway.example.com:99999/a",
             "ws://127.0.0.1/a",
         ] {
             assert!(!admits(&origins, uri), "{uri}");
@@ -436,6 +450,8 @@ mod tests {
             ("https://user@gateway.example.com", "is not written as one"),
             ("ftp://127.0.0.1", "is not written as one"),
             ("https://", "is not written as one"),
+            ("https://gateway.example.com:84430", "is not written as one"),
+            ("https://gateway.example.com:", "is not written as one"),
             ("http://gateway.example.com", "in clear"),
             ("ws://gateway.example.com", "in clear"),
         ] {

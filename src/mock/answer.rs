@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 
 use super::{
     Failure, Received, Shared,
-    server::{Connection, Host},
+    connection::{Connection, Host},
     state::{Job, State, request_id},
 };
 
 /// The longest body that is looked into for a `prompt`, in bytes. A longer one is only counted.
-const MAX_PARSED: u64 = 8 * 1024 * 1024;
+const MAX_PARSED: u64 = 64 * 1024;
 
 /// How much of a refused upload is read, in bytes, before it is cut off.
 const MAX_DISCARDED: usize = 16 * 1024 * 1024;
@@ -138,6 +138,9 @@ enum Call<'a> {
 
 impl<'a> Target<'a> {
     fn of(host: Host, method: &Method, path: &'a str) -> Option<Self> {
+        if matches!(host, Host::Rest | Host::Platform) {
+            return Some(Self { host, app: String::new(), call: Call::Run });
+        }
         let mut segments = path.split('/').skip(1);
         let (owner, app) = (segments.next()?, segments.next()?);
         if owner.is_empty() || app.is_empty() {
@@ -145,7 +148,7 @@ impl<'a> Target<'a> {
         }
         let below: Vec<_> = segments.collect();
         let call = match (host, method, below.as_slice()) {
-            (Host::Run, _, _) => Call::Run,
+            (Host::Run | Host::Rest | Host::Platform, _, _) => Call::Run,
             (Host::Queue, &Method::POST, _) => Call::Submit,
             (Host::Queue, &Method::GET, ["requests", id, "status"]) => Call::Status(id),
             (Host::Queue, &Method::GET, ["requests", id]) => Call::Result(id),
@@ -158,7 +161,10 @@ impl<'a> Target<'a> {
 fn refusal(state: &mut State, target: &Target<'_>, headers: &HeaderMap) -> Option<Reply> {
     if let Some(grant) = state.granted(headers) {
         if !grant.permitted {
-            return Some(Reply::detail(StatusCode::FORBIDDEN, "Insufficient permissions"));
+            return Some(match target.host {
+                Host::Platform => Reply::platform(StatusCode::FORBIDDEN, "Access denied"),
+                _ => Reply::detail(StatusCode::FORBIDDEN, "Insufficient permissions"),
+            });
         }
         // A locked account can still look at what it has queued.
         let reason = state.lock.filter(|_| matches!(target.call, Call::Run | Call::Submit))?.as_str();
@@ -169,12 +175,18 @@ fn refusal(state: &mut State, target: &Target<'_>, headers: &HeaderMap) -> Optio
         // fal looks for the request before it misses the key: without any key, an unknown id is just unknown.
         state.job(&target.app, id)?;
     }
-    Some(Reply::detail(StatusCode::UNAUTHORIZED, unauthorized(target, authorization)))
+    Some(match target.host {
+        Host::Platform => Reply::platform(StatusCode::UNAUTHORIZED, "Authentication required"),
+        _ => Reply::detail(StatusCode::UNAUTHORIZED, unauthorized(target, authorization)),
+    })
 }
 
 /// Why a credential that is not valid is refused.
 fn unauthorized(target: &Target<'_>, authorization: Option<&HeaderValue>) -> String {
     let Some(authorization) = authorization else {
+        if matches!(target.host, Host::Rest) {
+            return "Authorization header is required".to_owned();
+        }
         return format!(
             "Cannot access application \"{}\". Authentication is required to access this application.",
             target.app
@@ -189,8 +201,8 @@ fn unauthorized(target: &Target<'_>, authorization: Option<&HeaderValue>) -> Str
         "Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'."
     } else {
         match target.host {
-            Host::Run => "No user found for Key ID and Secret",
             Host::Queue => "invalid key credentials",
+            _ => "No user found for Key ID and Secret",
         }
     }
     .to_owned()
@@ -288,6 +300,11 @@ impl Reply {
         Self { status, body: json!({ "detail": detail.into() }) }
     }
 
+    /// The Platform API's form.
+    fn platform(status: StatusCode, message: &str) -> Self {
+        Self { status, body: json!({ "error": { "type": "authorization_error", "message": message } }) }
+    }
+
     fn unknown_id() -> Self {
         Self { status: StatusCode::NOT_FOUND, body: json!({ "status": "NOT_FOUND" }) }
     }
@@ -312,8 +329,13 @@ impl Reply {
 }
 
 fn host(head: &Parts, connection: &Connection) -> Host {
-    let names_queue = authority(head).get(..6).is_some_and(|start| start.eq_ignore_ascii_case("queue."));
-    if names_queue { Host::Queue } else { connection.host }
+    let authority = authority(head).to_ascii_lowercase();
+    match authority.split_once('.') {
+        Some(("queue", _)) => Host::Queue,
+        Some(("rest", _)) => Host::Rest,
+        Some(("api", _)) => Host::Platform,
+        _ => connection.host,
+    }
 }
 
 /// Whom a request is meant for: `:authority`, an absolute URI's or the `host` header's; empty if there is none.

@@ -1,39 +1,29 @@
-//! Listeners, connections, and the tasks that go with them.
+//! Listeners and connections.
 
-use std::{convert::Infallible, pin::pin, sync::Arc};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
-use hyper::{rt::Executor, service::service_fn};
+use hyper::service::service_fn;
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, watch},
+    sync::Notify,
 };
 
-use super::{Shared, answer::answer};
+use super::{
+    Shared,
+    answer::answer,
+    connection::{Connection, Host, Scope, Tasks},
+};
 
-/// Which of fal's hosts a listener plays.
-#[derive(Clone, Copy)]
-pub(super) enum Host {
-    Run,
-    Queue,
-}
-
-/// What the answer to a request needs to know of the connection that the request came on.
-pub(super) struct Connection {
-    pub(super) shared: Arc<Shared>,
-    pub(super) host: Host,
-    /// Tasks that end with the connection.
-    pub(super) tasks: Tasks,
-    /// Closes the connection, whatever goes on there.
-    pub(super) hang_up: Notify,
-}
+/// How long to wait when no connection can be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 pub(super) async fn listen(listener: TcpListener, host: Host, shared: Arc<Shared>, tasks: Tasks) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => tasks.spawn(serve(stream, host, Arc::clone(&shared))),
             // A client that has gone again, or too many open files: both pass, and a test would rather wait.
-            Err(_) => tokio::task::yield_now().await,
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
@@ -53,43 +43,5 @@ async fn serve(stream: TcpStream, host: Host, shared: Arc<Shared>) {
         // How a connection ends is the client's affair; an error here has no one to be told to.
         _ = served => {}
         () = connection.hang_up.notified() => {}
-    }
-}
-
-/// Owns tasks: those that were spawned in it end when it is dropped.
-///
-/// A `JoinSet` would do the same, but only through `&mut`: hyper spawns the streams of HTTP/2 on its own.
-pub(super) struct Scope(watch::Sender<()>);
-
-impl Scope {
-    pub(super) fn new() -> Self {
-        Self(watch::Sender::new(()))
-    }
-
-    pub(super) fn tasks(&self) -> Tasks {
-        Tasks(self.0.subscribe())
-    }
-}
-
-/// Spawns tasks in a [`Scope`].
-#[derive(Clone)]
-pub(super) struct Tasks(watch::Receiver<()>);
-
-impl Tasks {
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut scope = self.0.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                // Nothing is ever sent: this is the end of the scope.
-                _ = scope.changed() => {}
-                () = task => {}
-            }
-        });
-    }
-}
-
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
-    fn execute(&self, task: F) {
-        self.spawn(task);
     }
 }

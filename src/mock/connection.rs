@@ -1,0 +1,67 @@
+//! What a connection is to those who serve it, and the tasks that end with it.
+
+use std::sync::Arc;
+
+use hyper::rt::Executor;
+use tokio::sync::{Notify, watch};
+
+use super::Shared;
+
+/// Which of fal's hosts a listener plays.
+#[derive(Clone, Copy)]
+pub(super) enum Host {
+    Run,
+    Queue,
+    /// `rest.fal.ai`; by name only.
+    Rest,
+    /// The Platform API, `api.fal.ai`; by name only.
+    Platform,
+}
+
+/// What the answer to a request needs to know of the connection that the request came on.
+pub(super) struct Connection {
+    pub(super) shared: Arc<Shared>,
+    pub(super) host: Host,
+    /// Tasks that end with the connection.
+    pub(super) tasks: Tasks,
+    /// Closes the connection, whatever goes on there.
+    pub(super) hang_up: Notify,
+}
+
+/// Owns tasks: those that were spawned in it end when it is dropped.
+///
+/// A `JoinSet` would do the same, but only through `&mut`: hyper spawns the streams of HTTP/2 on its own.
+pub(super) struct Scope(watch::Sender<()>);
+
+impl Scope {
+    pub(super) fn new() -> Self {
+        Self(watch::Sender::new(()))
+    }
+
+    pub(super) fn tasks(&self) -> Tasks {
+        Tasks(self.0.subscribe())
+    }
+}
+
+/// Spawns tasks in a [`Scope`].
+#[derive(Clone)]
+pub(super) struct Tasks(watch::Receiver<()>);
+
+impl Tasks {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut scope = self.0.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                // Nothing is ever sent: this is the end of the scope.
+                _ = scope.changed() => {}
+                () = task => {}
+            }
+        });
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        self.spawn(task);
+    }
+}
