@@ -191,6 +191,14 @@ impl Credential {
         self.inner.header.as_bytes().ct_eq(other.inner.header.as_bytes()).into()
     }
 
+    /// A text from outside without this secret in it.
+    pub(crate) fn strike_out(&self, text: &str) -> String {
+        let header = self.inner.header.as_bytes();
+        let value = std::str::from_utf8(&header[self.scheme().as_str().len() + 1..]).unwrap_or_default();
+        let secret = self.key_id().map_or(value, |key_id| &value[key_id.as_str().len() + 1..]);
+        text.replace(value, "[…]").replace(secret, "[…]")
+    }
+
     pub(crate) fn source_arc(&self) -> Option<&Arc<str>> {
         self.inner.source.as_ref()
     }
@@ -252,6 +260,7 @@ impl fmt::Display for Scheme {
 pub struct KeyId(Arc<str>);
 
 impl KeyId {
+    /// From visible ASCII.
     fn new(id: &[u8]) -> Result<Self, CredentialError> {
         match std::str::from_utf8(id) {
             Ok("") => Err(Part::Key.has(Problem::NothingBeforeColon)),
@@ -374,6 +383,17 @@ enum Problem {
 /// What is left of a text without the byte order mark, blanks and line breaks at its ends.
 pub(crate) fn trim(text: &[u8]) -> &[u8] {
     text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text).trim_ascii()
+}
+
+/// Whether a text that should be something else, and would be shown, may be a credential in the wrong place.
+///
+/// It is meant to say so once too often: a path like this can be written with `./` in front.
+pub(crate) fn may_be_credential(text: &[u8]) -> bool {
+    let text = trim(text);
+    let is_drive = matches!(text, [letter, b':', b'/' | b'\\', ..] if letter.is_ascii_alphabetic());
+    let is_plainly_a_path = is_drive || matches!(text, [b'/' | b'\\' | b'.' | b'~', ..]);
+    let suspicious = |&byte: &u8| matches!(byte, b':' | b'=' | b'"' | b'\'' | b'`') || byte.is_ascii_whitespace();
+    !is_plainly_a_path && (text.starts_with(b"eyJ") || text.iter().any(suspicious))
 }
 
 /// Trims a value and refuses what cannot be one.
@@ -537,6 +557,29 @@ mod tests {
         assert!(error("id:secret", "secret").starts_with("the key id holds a `:`"));
         assert!(error("id", "id:secret").starts_with("the key secret is the whole key"));
         assert_eq!(Credential::key_pair("id", "se:cret").unwrap().header(), "Key id:se:cret");
+    }
+
+    #[test]
+    fn a_credential_in_the_wrong_place_is_recognised() {
+        for text in [
+            "id:secret",
+            "Key id:secret",
+            "\"id:secret\"",
+            "'id",
+            "FAL_KEY=id:secret",
+            "Bearer token",
+            "id:se/cret",
+            "id:secret extra",
+            "a\nb",
+            "eyJhbGciOiJSUzI1NiJ9",
+        ] {
+            assert!(may_be_credential(text.as_bytes()), "{text}");
+        }
+        for text in
+            ["/run/secrets/fal key", "./id:x", "../a b", "~/fal", "C:\\key", "c:/key", "fal_key", "dir/fal_key", ""]
+        {
+            assert!(!may_be_credential(text.as_bytes()), "{text}");
+        }
     }
 
     #[test]

@@ -60,6 +60,9 @@ pub trait CredentialSource: Send + Sync + 'static {
 
     /// Asks for the current credential.
     ///
+    /// It must not block its thread: put what does into `tokio::task::spawn_blocking`. No time-out ends a load that
+    /// blocks.
+    ///
     /// It may be dropped before it is done, when the store's load time-out is over. A load that spends something
     /// on its way (a refresh token) belongs into a task of its own, which finishes whatever happens to the caller.
     ///
@@ -69,7 +72,7 @@ pub trait CredentialSource: Send + Sync + 'static {
     fn load(&self) -> impl Future<Output = Result<Option<Credential>, SourceError>> + Send;
 
     /// How long the store waits before it asks again (it varies each wait by a fifth, so that replicas spread out).
-    /// `None`, the default: only when it is told to.
+    /// `None`, the default: only when it is told to, and ahead of the expiry of a token.
     fn poll_interval(&self) -> Option<Duration> {
         None
     }
@@ -84,8 +87,12 @@ pub trait CredentialSource: Send + Sync + 'static {
 /// A source from an async closure that takes nothing.
 ///
 /// `every` is how often the store asks: a [`Duration`], or `None` for a source that is asked only on
-/// [`reload`](crate::CredentialStore::reload), ahead of the expiry of a token, and after a `401`. The closure
-/// returns a [`Credential`] or an `Option` of one. See the [module docs](self) for an example.
+/// [`reload`](crate::CredentialStore::reload) and [`reload_past`](crate::CredentialStore::reload_past), and ahead of
+/// the expiry of a token. The closure returns a [`Credential`] or an `Option` of one, and must not block. See the
+/// [module docs](self) for an example.
+///
+/// A closure that needs something of its surroundings is better written with [`from_fn_with`]: an `async move ||`
+/// that uses what it has captured is not `Fn`.
 pub fn from_fn<F, Fut, T, E>(
     name: impl Into<Arc<str>>,
     every: impl Into<Option<Duration>>,

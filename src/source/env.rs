@@ -1,7 +1,7 @@
 use std::{
     ffi::OsString,
     fmt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{CredentialSource, FileSource};
 use crate::{
-    credential::{Credential, trim},
+    credential::{Credential, may_be_credential, trim},
     error::SourceError,
 };
 
@@ -53,7 +53,7 @@ pub struct EnvSource {
     file: OnceLock<FileSource>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Part {
     Key(String),
     Pair { id: String, secret: String },
@@ -154,12 +154,14 @@ impl EnvSource {
                 Part::Pair { id, secret } => match (self.value(id), self.value(secret)) {
                     (None, None) => None,
                     (Some(id), Some(secret)) => Some(Credential::key_pair(&*id, &*secret)),
-                    (Some(_), None) => return Err(half_a_pair(&name, id, secret)),
-                    (None, Some(_)) => return Err(half_a_pair(&name, secret, id)),
+                    (Some(_), None) => return Err(half_a_pair(name, shown(id), shown(secret))),
+                    (None, Some(_)) => return Err(half_a_pair(name, shown(secret), shown(id))),
                 },
                 Part::File(variable) => match (self.environment)(variable).and_then(path) {
                     // The path becomes a name that is logged: a key that was put there by mistake must not.
-                    Some(path) if is_key(&path) => return Err(key_for_path(&name, variable)),
+                    Some(path) if may_be_credential(path.as_os_str().as_encoded_bytes()) => {
+                        return Err(no_path(name, shown(variable)));
+                    }
                     Some(path) => return Ok(Some(Found::File(self.file.get_or_init(|| FileSource::new(path))))),
                     None => None,
                 },
@@ -177,27 +179,6 @@ impl EnvSource {
     fn value(&self, variable: &str) -> Option<Zeroizing<Vec<u8>>> {
         let value = Zeroizing::new((self.environment)(variable)?.into_encoded_bytes());
         (!trim(&value).is_empty()).then_some(value)
-    }
-}
-
-fn half_a_pair(source: &str, set: &str, missing: &str) -> SourceError {
-    SourceError::not_found(source, format!("{set} is set and {missing} is not: set both, or FAL_KEY in their place"))
-}
-
-fn key_for_path(source: &str, variable: &str) -> SourceError {
-    SourceError::invalid(source, format!("{variable} holds a key where the path of a file belongs: use FAL_KEY for it"))
-}
-
-fn is_key(path: &Path) -> bool {
-    let value = path.as_os_str().as_encoded_bytes();
-    !value.iter().any(|byte| matches!(byte, b'/' | b'\\')) && Credential::key(value).is_ok()
-}
-
-fn path(value: OsString) -> Option<PathBuf> {
-    match value.to_str() {
-        Some(text) if text.trim_ascii().is_empty() => None,
-        Some(text) => Some(text.trim_ascii().into()),
-        None => Some(value.into()),
     }
 }
 
@@ -232,15 +213,38 @@ impl CredentialSource for EnvSource {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Key(variable) | Self::File(variable) => f.write_str(variable),
-            Self::Pair { id, secret } => write!(f, "{id}+{secret}"),
+            Self::Key(variable) | Self::File(variable) => f.write_str(shown(variable)),
+            Self::Pair { id, secret } => write!(f, "{}+{}", shown(id), shown(secret)),
         }
     }
+}
+
+/// `EnvSource::key_from(env::var("FAL_KEY")?)` must not show the key.
+fn shown(variable: &str) -> &str {
+    let is_name = variable.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if is_name { variable } else { "(not shown, as it may be a key in place of a variable's name)" }
 }
 
 impl fmt::Debug for EnvSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EnvSource").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+fn half_a_pair(source: String, set: &str, missing: &str) -> SourceError {
+    SourceError::not_found(source, format!("{set} is set and {missing} is not: set both"))
+}
+
+fn no_path(source: String, variable: &str) -> SourceError {
+    let hint = "holds what may be a key where the path of a file belongs; a path can be written with `./` in front";
+    SourceError::invalid(source, format!("{variable} {hint}"))
+}
+
+fn path(value: OsString) -> Option<PathBuf> {
+    match value.to_str() {
+        Some(text) if text.trim_ascii().is_empty() => None,
+        Some(text) => Some(text.trim_ascii().into()),
+        None => Some(value.into()),
     }
 }
 
@@ -317,7 +321,7 @@ mod tests {
     #[tokio::test]
     async fn a_key_where_a_path_belongs_is_refused_without_being_named() {
         let error = with(EnvSource::all(), &[("FAL_KEY_FILE", "id:hush-hush")]).load().await.unwrap_err();
-        assert!(error.to_string().contains("use FAL_KEY"), "{error}");
+        assert!(error.to_string().contains("FAL_KEY_FILE holds what may be a key"), "{error}");
         assert!(!format!("{error} {error:?}").contains("hush"));
         assert!(
             with(EnvSource::file(), &[("FAL_KEY_FILE", "C:\\key")])
@@ -325,6 +329,15 @@ mod tests {
                 .await
                 .is_err_and(|error| { error.kind() == SourceErrorKind::NotFound })
         );
+    }
+
+    #[tokio::test]
+    async fn a_key_where_the_name_of_a_variable_belongs_is_not_shown() {
+        let source = with(EnvSource::key_from("id:hush-hush"), &[]);
+        assert!(!format!("{source:?} {}", source.name()).contains("hush"));
+        let source = with(EnvSource::pair_from("a b", "hush-hush"), &[("a b", "id")]);
+        let error = source.load().await.unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hush"));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 use std::{
+    fmt,
     fs::{File, Metadata, OpenOptions},
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::sync::Mutex;
@@ -14,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::CredentialSource;
 use crate::{
-    credential::{Credential, Scheme},
+    credential::{Credential, Scheme, may_be_credential},
     error::SourceError,
     events,
 };
@@ -24,16 +25,25 @@ const MAX_FILE_LEN: usize = 64 * 1024;
 
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
+/// A file that was written into a shorter time ago than this may be half-written: it is read again after as long.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// How often a file is read until it stands still.
+const MOST_READS: u32 = 10;
+
 /// A file that holds the credential and nothing else.
 ///
 /// The store reads it again every 5 s and compares the content, so every way of replacing a file works: Kubernetes'
 /// swap of `..data`, a rename over it, deleting and creating it, writing into it. A file that is missing, empty or
-/// half-written for a while costs nothing: the last good credential stays.
+/// malformed for a while costs nothing: the last good credential stays. One that was written into less than 100 ms ago
+/// is read again until it stands still; still, half a secret cannot be told from a short one, so whoever writes the
+/// file had better write another one and rename it.
 ///
 /// In Kubernetes **mount the Secret as a directory** and name the file inside. A `subPath` mount keeps showing the
 /// file as it was when the pod started.
 ///
-/// At most 64 KiB are read, off the runtime's threads. A path is an obligation: a missing file is an error, never
+/// At most 64 KiB are read, off the runtime's threads. (A read that hangs, on a dead network mount, holds one of them,
+/// and with it the end of the runtime: use `Runtime::shutdown_timeout` where that can happen.) A path is an obligation: a missing file is an error, never
 /// "ask the next source". That others may *read* the file is not this crate's to judge (kubelet mounts with mode
 /// 0644); that everyone may *write* it is logged as a warning, with the `tracing` feature.
 ///
@@ -45,7 +55,7 @@ const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// let token = FileSource::new("/run/secrets/fal/token").bearer().poll_every(Duration::from_secs(30));
 /// # let _ = (key, token);
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct FileSource {
     path: PathBuf,
     name: Arc<str>,
@@ -54,13 +64,20 @@ pub struct FileSource {
     // One read at a time: on a dead network mount each further one would hang one more thread.
     turn: Arc<Mutex<()>>,
     warned: Arc<AtomicBool>,
+    /// Which file the path led to when it was last looked at.
+    resolved: Arc<std::sync::Mutex<Option<PathBuf>>>,
 }
 
 impl FileSource {
     /// A file that holds an API key, `id:secret`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        let name = format!("file:{}", path.display()).into();
+        // A name is shown. `FileSource::new(env::var("FAL_KEY")?)` must not show the key.
+        let name = if may_be_credential(path.as_os_str().as_encoded_bytes()) {
+            "file:(not shown, as it may be a key in place of a path)".into()
+        } else {
+            format!("file:{}", path.display()).into()
+        };
         Self {
             path,
             name,
@@ -68,6 +85,7 @@ impl FileSource {
             every: DEFAULT_POLL_INTERVAL,
             turn: Arc::default(),
             warned: Arc::default(),
+            resolved: Arc::default(),
         }
     }
 
@@ -85,8 +103,8 @@ impl FileSource {
         self
     }
 
-    /// The part that blocks.
-    pub(super) fn load_blocking(&self) -> Result<Credential, SourceError> {
+    /// What the file holds at this moment, and whether it was at rest. This blocks.
+    fn read(&self) -> Result<Content, SourceError> {
         let failed = |message: &str, error| SourceError::io(self.name.clone(), message, error);
         // Twice: before, because opening a device can do things; and behind, because the path may have changed.
         let metadata = std::fs::metadata(&self.path).map_err(|error| failed("cannot be found", error))?;
@@ -96,16 +114,48 @@ impl FileSource {
         self.refuse_special(&metadata)?;
         self.report_world_writable(&metadata);
 
-        let content = read_bounded(file).map_err(|error| failed("cannot be read", error))?;
-        let Some(content) = content else {
+        let Some(length) = usize::try_from(metadata.len()).ok().filter(|length| *length <= MAX_FILE_LEN) else {
             return Err(SourceError::invalid(self.name.clone(), format!("is larger than {MAX_FILE_LEN} bytes")));
         };
+        let bytes = read_up_to(file, length + 1).map_err(|error| failed("cannot be read", error))?;
+        let at_rest = bytes.len() == length && (self.leads_elsewhere() || is_at_rest(&metadata, SystemTime::now()));
+        Ok(Content { bytes, at_rest })
+    }
+
+    fn credential(&self, content: &[u8]) -> Result<Credential, SourceError> {
         match self.scheme {
-            Scheme::Key => Credential::key(&*content),
-            Scheme::Bearer => Credential::bearer(&*content),
+            Scheme::Key => Credential::key(content),
+            Scheme::Bearer => Credential::bearer(content),
         }
         .map(|credential| credential.with_source(self.name.clone()))
         .map_err(|error| SourceError::malformed(self.name.clone(), error))
+    }
+
+    /// [`read`](Self::read), off the runtime's threads.
+    async fn read_elsewhere(&self) -> Result<Content, SourceError> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let source = self.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let content = source.read();
+            drop(turn);
+            content
+        });
+        read.await.unwrap_or_else(|error| {
+            Err(if error.is_panic() {
+                SourceError::panicked(self.name.clone())
+            } else {
+                SourceError::unreadable(self.name.clone(), "was not read: the runtime is shutting down")
+            })
+        })
+    }
+
+    /// Whether a link on the way was swapped since the last look, as kubelet does it: the file behind it is whole.
+    fn leads_elsewhere(&self) -> bool {
+        let resolved = std::fs::canonicalize(&self.path).ok();
+        let is_link = || std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.is_symlink());
+        let last =
+            std::mem::replace(&mut *self.resolved.lock().unwrap_or_else(PoisonError::into_inner), resolved.clone());
+        if last.is_some() { last != resolved } else { is_link() }
     }
 
     fn refuse_special(&self, metadata: &Metadata) -> Result<(), SourceError> {
@@ -137,15 +187,16 @@ impl CredentialSource for FileSource {
     }
 
     async fn load(&self) -> Result<Option<Credential>, SourceError> {
-        let stopped = |_| SourceError::unreadable(self.name.clone(), "was not read: the runtime is shutting down");
-        let turn = Arc::clone(&self.turn).lock_owned().await;
-        let source = self.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let loaded = source.load_blocking();
-            drop(turn);
-            loaded
-        });
-        read.await.map_err(stopped)?.map(Some)
+        let mut last = self.read_elsewhere().await?;
+        for _ in 1..MOST_READS {
+            if last.at_rest {
+                break;
+            }
+            tokio::time::sleep(SETTLE).await;
+            let next = self.read_elsewhere().await?;
+            last = Content { at_rest: next.at_rest || next.bytes == last.bytes, ..next };
+        }
+        self.credential(&last.bytes).map(Some)
     }
 
     fn poll_interval(&self) -> Option<Duration> {
@@ -157,6 +208,36 @@ impl CredentialSource for FileSource {
     }
 }
 
+impl fmt::Debug for FileSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileSource")
+            .field("name", &self.name)
+            .field("scheme", &self.scheme)
+            .field("every", &self.every)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What one look at the file brought, in a buffer that is wiped.
+struct Content {
+    bytes: Zeroizing<Vec<u8>>,
+    at_rest: bool,
+}
+
+/// Whether nobody is in the midst of writing: the last write is a while ago, or something else was done to the file
+/// since, such as renaming it into its place. What is decided by it is when to look, never what to take.
+fn is_at_rest(metadata: &Metadata, now: SystemTime) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        if (metadata.ctime(), metadata.ctime_nsec()) != (metadata.mtime(), metadata.mtime_nsec()) {
+            return true;
+        }
+    }
+    let since_written = metadata.modified().ok().and_then(|written| now.duration_since(written).ok());
+    since_written.is_none_or(|since| since >= SETTLE)
+}
+
 fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
@@ -166,12 +247,12 @@ fn open(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// The whole content, in a buffer that is wiped when it is dropped; `None` when there is too much.
-fn read_bounded(mut file: File) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+/// The content, or the first `most` bytes of it, in a buffer that is wiped when it is dropped.
+fn read_up_to(mut file: File, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     // All of it at once: a vector that grows, as `read_to_end` lets it, leaves copies of the secret behind.
-    let mut content = Zeroizing::new(vec![0; MAX_FILE_LEN + 1]);
+    let mut content = Zeroizing::new(vec![0; most]);
     let mut length = 0;
-    loop {
+    while length < most {
         match file.read(&mut content[length..]) {
             Ok(0) => break,
             Ok(read) => length += read,
@@ -179,11 +260,8 @@ fn read_bounded(mut file: File) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
             Err(error) => return Err(error),
         }
     }
-    if length > MAX_FILE_LEN {
-        return Ok(None);
-    }
     content.truncate(length);
-    Ok(Some(content))
+    Ok(content)
 }
 
 #[cfg(test)]
@@ -243,6 +321,45 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn half_a_secret_is_not_taken_while_it_is_being_written() {
+        let directory = directory();
+        let path = directory.path().join("key");
+        fs::write(&path, "id:half-of-a-").unwrap();
+        let source = FileSource::new(&path);
+        let load = tokio::spawn({
+            let source = source.clone();
+            async move { source.load().await }
+        });
+        // Until it has looked once. Nobody sleeps here, so the stopped clock stands still.
+        while source.resolved.lock().unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+        drop(source.turn.lock().await);
+        fs::write(&path, "id:half-of-a-secret").unwrap();
+        assert_eq!(load.await.unwrap().unwrap().unwrap().header(), "Key id:half-of-a-secret");
+    }
+
+    #[cfg(unix)]
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_was_renamed_or_linked_into_its_place_is_taken_at_once() {
+        let directory = directory();
+        let (path, link) = (directory.path().join("key"), directory.path().join("link"));
+        fs::write(&path, "id:secret").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let before = tokio::time::Instant::now();
+        FileSource::new(&link).load().await.unwrap();
+        assert_eq!(before.elapsed(), Duration::ZERO);
+
+        let written = fs::metadata(&path).unwrap();
+        let now = written.modified().unwrap();
+        assert!(!is_at_rest(&written, now));
+        assert!(is_at_rest(&written, now + SETTLE));
+        // As a rename does: it changes the inode and not the content.
+        fs::File::open(&path).unwrap().set_modified(now - SETTLE / 2).unwrap();
+        assert!(is_at_rest(&fs::metadata(&path).unwrap(), now));
+    }
+
     #[tokio::test]
     async fn a_directory_is_refused_with_a_hint() {
         let directory = directory();
@@ -283,7 +400,11 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_the_path() {
-        assert!(format!("{:?}", FileSource::new("/key")).contains("/key"));
+    fn debug_and_the_name_show_the_path_but_no_key() {
+        let source = FileSource::new("/key");
+        assert_eq!(source.name(), "file:/key");
+        assert!(format!("{source:?}").contains("/key"));
+        let mistaken = FileSource::new("id:hush-hush");
+        assert!(!format!("{mistaken:?} {}", mistaken.name()).contains("hush"));
     }
 }
