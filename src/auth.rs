@@ -5,7 +5,8 @@
 //!    and else that of the store's current credential.
 //! 3. A `401` or `403` to such a request leaves with a [`Stamp`] in its extensions, which says what it was sent with.
 //!
-//! The layer adds no error, no box, no lock and no allocation to a request.
+//! The layer adds no error, no box, no lock and no allocation of its own to a request. (A header map that is full
+//! grows to take the header, and the first request on a thread allocates that thread's place in `arc-swap`.)
 //!
 //! **Order:** this layer belongs *inside* everything that may send a request again (retries, redirects), so that each
 //! attempt gets the credential of its own moment and each hop is looked at again.
@@ -60,7 +61,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{Extensions, Request, Response, StatusCode, header::AUTHORIZATION};
 use pin_project::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -93,12 +94,33 @@ impl FalAuthLayer {
 impl FalAuthLayer<BoundOrigin> {
     /// The store's current credential, for a service that is bound to one connection: see [`BoundOrigin`].
     ///
+    /// hyper's own `SendRequest` is such a connection. It is no Tower service by itself, and wants a `host` header:
+    ///
     /// ```
-    /// # use tower_fal::{Credential, CredentialStore, FalAuthLayer};
-    /// # let store = CredentialStore::fixed(Credential::key("id:secret")?);
-    /// let layer = FalAuthLayer::for_origin(store, "https://fal.run")?;
-    /// # let _ = layer;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// use std::sync::Arc;
+    ///
+    /// use bytes::Bytes;
+    /// use http::Request;
+    /// use http_body_util::Full;
+    /// use hyper::client::conn::http1::SendRequest;
+    /// use tokio::sync::Mutex;
+    /// use tower::{ServiceBuilder, ServiceExt as _, service_fn};
+    /// use tower_fal::{CredentialStore, FalAuthLayer};
+    ///
+    /// # async fn call(
+    /// #     store: CredentialStore, connection: SendRequest<Full<Bytes>>,
+    /// # ) -> Result<(), Box<dyn std::error::Error>> {
+    /// let connection = Arc::new(Mutex::new(connection)); // to fal.run, over TLS
+    /// let fal = ServiceBuilder::new()
+    ///     .layer(FalAuthLayer::for_origin(store, "https://fal.run")?)
+    ///     .service(service_fn(move |request| {
+    ///         let connection = Arc::clone(&connection);
+    ///         async move { connection.lock().await.send_request(request).await }
+    ///     }));
+    /// let request = Request::post("/fal-ai/flux/dev").header("host", "fal.run").body(Full::default())?;
+    /// let response = fal.oneshot(request).await?;
+    /// # let _ = response;
+    /// # Ok(()) }
     /// ```
     ///
     /// # Errors
@@ -129,6 +151,9 @@ impl<P> FalAuthLayer<P> {
     /// Puts the credential on a request that is sent without Tower, such as a WebSocket handshake, by the same rules.
     /// Returns whether the request carries it now.
     ///
+    /// A WebSocket client makes its handshake itself: with tokio-tungstenite that is
+    /// `"wss://…".into_client_request()?`, and the result comes here.
+    ///
     /// ```
     /// # use tower_fal::{Credential, CredentialStore, FalAuthLayer};
     /// # let store = CredentialStore::fixed(Credential::key("id:secret")?);
@@ -136,6 +161,7 @@ impl<P> FalAuthLayer<P> {
     /// assert!(FalAuthLayer::new(store).authorize(&mut handshake));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[must_use = "`false` means that the request goes out without a credential"]
     pub fn authorize<B>(&self, request: &mut Request<B>) -> bool
     where
         P: OriginPolicy,
@@ -158,6 +184,7 @@ impl<P> fmt::Debug for FalAuthLayer<P> {
     }
 }
 
+// Here and not beside the store, as imports run one way.
 impl CredentialStore {
     /// Puts the current credential on a request that is sent without Tower, such as a WebSocket handshake. Returns
     /// whether the request carries it now.
@@ -174,6 +201,7 @@ impl CredentialStore {
     /// assert!(!store.authorize(&mut elsewhere));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[must_use = "`false` means that the request goes out without a credential"]
     pub fn authorize<B>(&self, request: &mut Request<B>) -> bool {
         FalAuthLayer::new(self.clone()).authorize(request)
     }
@@ -186,25 +214,33 @@ pub struct FalAuth<S, P = FalOrigins> {
     authorizer: Authorizer<P>,
 }
 
-impl<S> FalAuth<S> {
+// For no service in particular, so that `FalAuth::layer(store)` needs no type.
+impl FalAuth<()> {
     /// The layer, for those who start from the service. See [`FalAuthLayer::new`].
     pub fn layer(store: CredentialStore) -> FalAuthLayer {
         FalAuthLayer::new(store)
     }
 }
 
+impl<S> FalAuth<S> {
+    /// The service around another one. See [`FalAuthLayer::new`].
+    pub fn new(inner: S, store: CredentialStore) -> Self {
+        FalAuthLayer::new(store).layer(inner)
+    }
+}
+
 impl<S, P> FalAuth<S, P> {
-    /// The service inside.
+    /// A reference to the service inside.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The service inside.
+    /// A mutable reference to the service inside.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The service inside.
+    /// The service inside, on its own.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -282,7 +318,7 @@ impl<F> fmt::Debug for ResponseFuture<F> {
 #[derive(Clone, Debug)]
 pub struct Stamp {
     generation: Option<Generation>,
-    key_id: Option<KeyId>,
+    credential: Credential,
     source: Arc<str>,
 }
 
@@ -296,7 +332,7 @@ impl Stamp {
     /// The public half of the key; `None` for a login's token.
     #[must_use]
     pub fn key_id(&self) -> Option<&KeyId> {
-        self.key_id.as_ref()
+        self.credential.key_id()
     }
 
     /// Where the credential was found, such as `env:FAL_KEY`. A request's own one is `request` unless its
@@ -305,7 +341,22 @@ impl Stamp {
     pub fn source(&self) -> &str {
         &self.source
     }
+
+    #[cfg(feature = "retry")]
+    pub(crate) fn credential(&self) -> &Credential {
+        &self.credential
+    }
+
+    #[cfg(feature = "retry")]
+    pub(crate) fn source_arc(&self) -> &Arc<str> {
+        &self.source
+    }
 }
+
+/// In a request's extensions: the store's credential to send it with, where that is not to be the current one.
+#[cfg(feature = "retry")]
+#[derive(Clone)]
+pub(crate) struct SendWith(pub(crate) Snapshot);
 
 /// The rules of this layer, for everyone who puts a credential on a request.
 #[derive(Clone)]
@@ -324,7 +375,8 @@ impl<P: OriginPolicy> Authorizer<P> {
         }
         let sent_with = match (request.extensions().get::<Credential>(), &self.store) {
             (Some(own), _) => SentWith::Own(own.clone()),
-            (None, Some(store)) => SentWith::Current(store.load()), // one snapshot, for the header and for the stamp
+            // One snapshot, for the header and for the stamp.
+            (None, Some(store)) => SentWith::Stores(snapshot_for(request.extensions(), store)),
             (None, None) => return None,
         };
         let header = sent_with.credential().header().clone();
@@ -343,17 +395,27 @@ impl<P> fmt::Debug for Authorizer<P> {
     }
 }
 
+#[inline]
+fn snapshot_for(extensions: &Extensions, store: &CredentialStore) -> Snapshot {
+    #[cfg(feature = "retry")]
+    if let Some(SendWith(snapshot)) = extensions.get() {
+        return snapshot.clone();
+    }
+    let _ = extensions;
+    store.load()
+}
+
 /// The credential that one request carries.
 #[derive(Clone, Debug)]
 enum SentWith {
-    Current(Snapshot),
+    Stores(Snapshot),
     Own(Credential),
 }
 
 impl SentWith {
     fn credential(&self) -> &Credential {
         match self {
-            Self::Current(snapshot) => snapshot.credential(),
+            Self::Stores(snapshot) => snapshot.credential(),
             Self::Own(credential) => credential,
         }
     }
@@ -367,10 +429,10 @@ impl SentWith {
             return;
         }
         let (generation, source) = match self {
-            Self::Current(snapshot) => (Some(snapshot.generation()), Arc::clone(snapshot.source_arc())),
+            Self::Stores(snapshot) => (Some(snapshot.generation()), Arc::clone(snapshot.source_arc())),
             Self::Own(credential) => (None, credential.source_arc().map_or_else(|| "request".into(), Arc::clone)),
         };
-        let key_id = self.credential().key_id().cloned();
-        response.extensions_mut().insert(Stamp { generation, key_id, source });
+        let credential = self.credential().clone();
+        response.extensions_mut().insert(Stamp { generation, credential, source });
     }
 }

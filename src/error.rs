@@ -4,6 +4,23 @@ use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 
 use crate::credential::CredentialError;
 
+mod classify;
+#[cfg(feature = "retry")]
+mod fal_auth;
+mod reason;
+#[cfg(feature = "retry")]
+mod refusal;
+
+#[cfg(feature = "retry")]
+pub(crate) use self::refusal::RefusalParts;
+pub use self::{
+    classify::{Classification, classify},
+    reason::{LockReason, Reason},
+};
+#[cfg(feature = "retry")]
+#[cfg_attr(docsrs, doc(cfg(feature = "retry")))]
+pub use self::{fal_auth::FalAuthError, refusal::Refusal};
+
 /// A boxed error of any kind, as everywhere in Tower.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -40,7 +57,7 @@ pub enum SourceErrorKind {
     Unreadable,
     /// What was read is no credential, or one that has expired already.
     Invalid,
-    /// The source did not answer within the store's load time-out.
+    /// The source did not answer within the store's load time-out, or ran into a time-out of its own.
     TimedOut,
     /// The source panicked.
     Panicked,
@@ -61,11 +78,7 @@ impl SourceError {
         let kind = if cause.is::<CredentialError>() {
             SourceErrorKind::Invalid
         } else if let Some(error) = cause.downcast_ref::<io::Error>() {
-            match error.kind() {
-                io::ErrorKind::NotFound => SourceErrorKind::NotFound,
-                io::ErrorKind::TimedOut => SourceErrorKind::TimedOut,
-                _ => SourceErrorKind::Unreadable,
-            }
+            kind_of(error)
         } else {
             SourceErrorKind::Other
         };
@@ -89,11 +102,7 @@ impl SourceError {
     }
 
     pub(crate) fn io(source: impl Into<Arc<str>>, message: impl Into<String>, cause: io::Error) -> Self {
-        let kind = match cause.kind() {
-            io::ErrorKind::NotFound => SourceErrorKind::NotFound,
-            _ => SourceErrorKind::Unreadable,
-        };
-        Self::assemble(source, kind, message.into(), Some(cause.into()))
+        Self::assemble(source, kind_of(&cause), message.into(), Some(cause.into()))
     }
 
     pub(crate) fn timed_out(source: impl Into<Arc<str>>, limit: Duration) -> Self {
@@ -122,6 +131,14 @@ impl SourceError {
     }
 }
 
+fn kind_of(error: &io::Error) -> SourceErrorKind {
+    match error.kind() {
+        io::ErrorKind::NotFound => SourceErrorKind::NotFound,
+        io::ErrorKind::TimedOut => SourceErrorKind::TimedOut,
+        _ => SourceErrorKind::Unreadable,
+    }
+}
+
 impl fmt::Display for SourceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.inner.source, self.inner.message)
@@ -143,6 +160,41 @@ impl Error for SourceError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.inner.cause.as_deref().map(|cause| cause as &(dyn Error + 'static))
     }
+}
+
+/// Why a reload failed. The last good credential is still there.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReloadError {
+    /// The source failed.
+    #[error("the fal credential could not be reloaded")]
+    Failed(#[source] SourceError),
+    /// The source has not answered yet; the load goes on.
+    #[error("the source of the fal credential has not answered yet")]
+    Pending,
+    /// The runtime on which the store was built has ended. Build a store on a runtime that lives.
+    #[error("the runtime that reloads the fal credential has ended: build the store on one that lives as long")]
+    DriverGone,
+    /// The store was made by [`fixed`](crate::CredentialStore::fixed) or [`from_env`](crate::CredentialStore::from_env).
+    #[error("this store never reloads: use `CredentialStore::builder` with a source, or `replace`")]
+    NeverReloads,
+}
+
+/// An error and its causes, from the outside in.
+#[cfg(feature = "retry")]
+pub(crate) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    fn cause<'a>(error: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+        let error: &'a (dyn Error + 'static) = *error;
+        // Its `source()` leaves out the error that it was made from.
+        #[cfg(feature = "reqwest-middleware")]
+        if let Some(reqwest_middleware::Error::Middleware(error)) = error.downcast_ref() {
+            return Some(error.as_ref());
+        }
+        // An `io::Error` names what is behind the error that it wraps, and not that error.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        wrapped.map(|error| error as &(dyn Error + 'static)).or_else(|| error.source())
+    }
+    std::iter::successors(Some(error), cause)
 }
 
 /// An error and its causes in one line: `a: b: c`.

@@ -3,7 +3,14 @@
 //! All of them are rare: nothing here is called for a request that went well.
 
 use std::path::Path;
+#[cfg(feature = "transient")]
+use std::time::Duration;
 
+#[cfg(feature = "retry")]
+use http::StatusCode;
+
+#[cfg(feature = "retry")]
+use crate::error::Reason;
 use crate::{
     credential::KeyId,
     error::{SourceError, report},
@@ -30,7 +37,7 @@ pub(crate) fn load_failed(error: &SourceError, failures: u32) {
             tracing::debug!(source, failures, error, "could not load the fal credential; keeping the last good one");
         }
     }
-    let _ = (error, failures, report);
+    let _ = (error, failures, report); // used with the feature only
 }
 
 /// A load succeeded after some that did not.
@@ -45,6 +52,69 @@ pub(crate) fn driver_ended(source: &str) {
     #[cfg(feature = "tracing")]
     tracing::warn!(source, "the runtime that reloads the fal credential has ended; it will not be rotated any more");
     let _ = source;
+}
+
+/// fal, or the application behind it, refused a credential, and what was done about it.
+#[cfg(feature = "retry")]
+pub(crate) fn refused(status: StatusCode, reason: Reason, action: &'static str, source: &str, key_id: Option<&KeyId>) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        status = status.as_u16(),
+        reason = reason.as_str(),
+        action,
+        source,
+        key_id = key_id.map(tracing::field::display),
+        "fal refused a request"
+    );
+    #[cfg(feature = "metrics")]
+    metrics::counter!(
+        "tower_fal_refusals_total",
+        "status" => if status == StatusCode::FORBIDDEN { "403" } else { "401" },
+        "reason" => reason.as_str(),
+        "action" => action,
+    )
+    .increment(1);
+    let _ = (status, reason, action, source, key_id);
+}
+
+/// A request that was sent again has its answer.
+#[cfg(feature = "retry")]
+pub(crate) fn replayed(accepted: bool) {
+    let result = if accepted { "accepted" } else { "refused" };
+    #[cfg(feature = "tracing")]
+    tracing::debug!(result, "a request was sent again with another fal credential");
+    #[cfg(feature = "metrics")]
+    metrics::counter!("tower_fal_replays_total", "result" => result).increment(1);
+    let _ = result;
+}
+
+/// A request's body could not be kept: if the request is refused, it cannot be sent again.
+#[cfg(feature = "retry")]
+pub(crate) fn replay_memory_exhausted(limit: usize) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(limit, "the memory for replays is used up; a request is sent once");
+    #[cfg(feature = "metrics")]
+    metrics::counter!("tower_fal_replay_memory_exhausted_total").increment(1);
+    let _ = limit;
+}
+
+/// A request is sent again because it failed in passing.
+#[cfg(feature = "transient")]
+pub(crate) fn retried(attempt: u32, wait: Duration) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(attempt, ?wait, "a request to fal failed in passing; it will be sent again");
+    #[cfg(feature = "metrics")]
+    metrics::counter!("tower_fal_transient_retries_total").increment(1);
+    let _ = (attempt, wait);
+}
+
+/// A request was not sent again because too many have been.
+#[cfg(feature = "transient")]
+pub(crate) fn retry_budget_exhausted() {
+    #[cfg(feature = "tracing")]
+    tracing::debug!("the budget of retries is used up; a request is not sent again");
+    #[cfg(feature = "metrics")]
+    metrics::counter!("tower_fal_retry_budget_exhausted_total").increment(1);
 }
 
 /// Anyone on this machine may replace the key.

@@ -43,8 +43,14 @@
 //! # Features
 //! | feature | adds |
 //! |---|---|
-//! | `mock` | [`mock::MockFal`]: an in-process fal on loopback, for tests and examples |
-//! | `tracing` | events for rotation, failure and recovery |
+//! | `retry` (default) | `FalRetryLayer` and `layer`: reload and replay once on a 401, typed errors for 401 and 403 |
+//! | `transient` | retries of what fails in passing, for requests that may be repeated |
+//! | `client` | `FalClient`: a boxed client over hyper-util, for `State` and struct fields |
+//! | `client-rustls` | `FalClient::rustls` |
+//! | `reqwest-middleware` | `FalAuthError::find` looks into a `reqwest_middleware::Error` |
+//! | `mock` | `mock::MockFal`: an in-process fal on loopback, for tests and examples |
+//! | `tracing` | events: rotation and recovery (info), failures and refusals (warn), replays and retries (debug) |
+//! | `metrics` | counters for refusals, replays and retries |
 //! | `full` | all of them |
 //!
 //! Without features there are the auth layer, the store, and the sources that read the environment, a file or a
@@ -54,21 +60,40 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod auth;
+#[cfg(feature = "client")]
+#[cfg_attr(docsrs, doc(cfg(feature = "client")))]
+pub mod client;
 pub mod credential;
 pub mod error;
 mod events;
+mod generation;
+#[cfg(feature = "retry")]
+mod layer;
 #[cfg(feature = "mock")]
 #[cfg_attr(docsrs, doc(cfg(feature = "mock")))]
 pub mod mock;
 pub mod origin;
+#[cfg(feature = "retry")]
+#[cfg_attr(docsrs, doc(cfg(feature = "retry")))]
+pub mod retry;
 pub mod source;
 pub mod store;
 
+#[cfg(feature = "client")]
+#[cfg_attr(docsrs, doc(cfg(feature = "client")))]
+pub use self::client::FalClient;
 pub use self::{
     auth::{FalAuth, FalAuthLayer},
     credential::{Credential, CredentialError, KeyId, Scheme},
     error::SourceError,
     store::{CredentialStore, Generation},
+};
+#[cfg(feature = "retry")]
+#[cfg_attr(docsrs, doc(cfg(feature = "retry")))]
+pub use self::{
+    error::FalAuthError,
+    layer::{FalLayer, layer},
+    retry::{FalRetry, FalRetryLayer},
 };
 
 // The README's snippet is compiled like every other example.

@@ -9,7 +9,7 @@
 //! 3. What is valid and has changed becomes the next [`Generation`]. Content decides, not timestamps.
 //! 4. Anything else (a missing file, half a key, a time-out, a panic) leaves the last good credential in place, is
 //!    reported in the [`Status`], and is tried again: after 1 s, 2 s, 4 s, up to the source's interval or a minute,
-//!    whichever is shorter.
+//!    whichever is shorter. (A source that is never polled waits for the next reload.)
 //! 5. The driver ends when the last handle is dropped.
 //!
 //! ```
@@ -52,9 +52,10 @@ mod slot;
 mod status;
 
 pub use self::{
-    slot::{Generation, Snapshot},
+    slot::Snapshot,
     status::{DriverState, Status},
 };
+pub use crate::{error::ReloadError, generation::Generation};
 
 const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_REFRESH_BEFORE: Duration = Duration::from_secs(5 * 60);
@@ -113,7 +114,8 @@ impl CredentialStore {
 
     /// The current credential, for one request: no lock, no await, no allocation.
     ///
-    /// There always is one. A token past its expiry is still handed out, since fal's clock decides and not ours.
+    /// (But for the first time on a thread, when `arc-swap` makes itself a place there.) There always is one. A token
+    /// past its expiry is still handed out, since fal's clock decides and not ours.
     #[must_use]
     pub fn load(&self) -> Snapshot {
         self.shared.load()
@@ -162,8 +164,8 @@ impl CredentialStore {
         let driver = self.shared.driver.as_ref().ok_or(ReloadError::NeverReloads)?;
         let load = match self.shared.demand_past(driver, refused) {
             Past::Newer(generation) => return Ok(Reloaded::Changed(generation)),
-            Past::CoolingDown(_) if driver.finished.has_changed().is_err() => return Err(ReloadError::DriverGone),
-            Past::CoolingDown(answer) => return answer.map(Reloaded::Unchanged).map_err(ReloadError::Failed),
+            Past::CoolingDown { .. } if driver.is_gone() => return Err(ReloadError::DriverGone),
+            Past::CoolingDown { answer, .. } => return answer.map(Reloaded::Unchanged).map_err(ReloadError::Failed),
             Past::Load(load) => load,
         };
         let result = finished(driver, load).await?;
@@ -207,6 +209,81 @@ impl CredentialStore {
     }
 }
 
+/// What [`retry`](crate::retry) needs.
+#[cfg(feature = "retry")]
+impl CredentialStore {
+    /// From now on, keeps the credential before the current one for so long after a rotation.
+    pub(crate) fn keep_previous_for(&self, overlap: Duration) {
+        self.shared.keep_previous_for(overlap);
+    }
+
+    /// The credential before the current one, if the rotation is not longer ago than `overlap` and fal has not
+    /// refused it.
+    pub(crate) fn previous(&self, overlap: Duration) -> Option<Snapshot> {
+        self.shared.previous(overlap)
+    }
+
+    /// Fal has refused this credential.
+    pub(crate) fn note_refused(&self, generation: Generation) {
+        self.shared.note_refused(generation);
+    }
+
+    /// Has the driver look for a newer credential than this one, as [`reload_past`](Self::reload_past), but does not
+    /// wait for it.
+    pub(crate) fn ask_past(&self, refused: Generation) {
+        if let Some(driver) = &self.shared.driver {
+            self.shared.demand_past(driver, refused);
+        }
+    }
+
+    /// Returns when there is a newer credential than this one. Only if it is not `patient`, when there is none yet.
+    ///
+    /// `error` always says why there is none so far, also for those who do not wait until the end.
+    pub(crate) async fn wait_past(&self, refused: Generation, patient: bool, error: &mut Option<ReloadError>) {
+        let Some(driver) = &self.shared.driver else {
+            *error = Some(ReloadError::NeverReloads);
+            return;
+        };
+        let mut status = self.subscribe();
+        loop {
+            let newer = status.wait_for(|status| status.generation > refused);
+            match self.shared.demand_past(driver, refused) {
+                Past::Newer(_) => {
+                    *error = None;
+                    return;
+                }
+                Past::Load(load) => {
+                    *error = Some(ReloadError::Pending);
+                    tokio::select! {
+                        result = finished(driver, load) => match result {
+                            Ok(result) => *error = result.err().map(ReloadError::Failed),
+                            Err(gone) => {
+                                *error = Some(gone);
+                                return;
+                            }
+                        },
+                        _ = newer => {}
+                    }
+                }
+                Past::CoolingDown { .. } if driver.is_gone() => {
+                    *error = Some(ReloadError::DriverGone);
+                    return;
+                }
+                Past::CoolingDown { until, answer } => {
+                    *error = answer.err().map(ReloadError::Failed);
+                    if !patient {
+                        return;
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep_until(until) => {}
+                        _ = newer => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
 async fn finished(driver: &DriverLink, load: u64) -> Result<Result<(), SourceError>, ReloadError> {
     let mut finished = driver.finished.clone();
     let last = finished.wait_for(|last| last.load >= load).await.map_err(|_| ReloadError::DriverGone)?;
@@ -214,10 +291,9 @@ async fn finished(driver: &DriverLink, load: u64) -> Result<Result<(), SourceErr
 }
 
 fn nothing_there(source: Arc<str>) -> SourceError {
-    let message = if source.starts_with("env:") {
-        "nothing is set: set FAL_KEY to `id:secret`, from fal.ai/dashboard/keys"
-    } else {
-        "has no credential"
+    let message = match source.strip_prefix("env:").and_then(|variables| variables.split(',').next()) {
+        Some(first) => format!("nothing is set: set {first}; keys are at fal.ai/dashboard/keys"),
+        None => "has no credential".to_owned(),
     };
     SourceError::not_found(source, message)
 }
@@ -260,6 +336,9 @@ impl CredentialStoreBuilder {
     }
 
     /// Loads the first credential and starts the driver on the current Tokio runtime.
+    ///
+    /// That runtime must go on running: one that is kept but not driven (a `current_thread` runtime outside of
+    /// `block_on`) polls nothing and lets a `reload()` wait.
     ///
     /// # Errors
     /// When the source has no credential, fails, panics or takes longer than the
@@ -315,21 +394,6 @@ pub enum Reloaded {
     Changed(Generation),
     /// The source brought the same one, or was asked so short a time ago that it was not asked again.
     Unchanged(Generation),
-}
-
-/// Why a reload failed. The last good credential is still there.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReloadError {
-    /// The source failed.
-    #[error("the fal credential could not be reloaded")]
-    Failed(#[source] SourceError),
-    /// The runtime on which the store was built has ended. Build a store on a runtime that lives.
-    #[error("the runtime that reloads the fal credential has ended: build the store on one that lives as long")]
-    DriverGone,
-    /// The store was made by [`fixed`](CredentialStore::fixed) or [`from_env`](CredentialStore::from_env).
-    #[error("this store never reloads: use `CredentialStore::builder` with a source, or `replace`")]
-    NeverReloads,
 }
 
 #[cfg(test)]

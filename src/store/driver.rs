@@ -11,12 +11,13 @@ use std::{
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use super::{
-    shared::{Clock, Finished, Loaded, Shared, exponential, jittered},
-    slot::{Generation, Snapshot},
+    shared::{Clock, Finished, Shared, exponential, jittered},
+    slot::Snapshot,
 };
 use crate::{
     credential::Credential,
-    error::SourceError,
+    error::{SourceError, report},
+    generation::Generation,
     source::{BoxSource, CredentialSource as _},
 };
 
@@ -47,7 +48,10 @@ impl Driver {
 
     /// Waits for the next reason to load, and loads if it is one.
     async fn turn(&mut self) -> ControlFlow<()> {
-        self.schedule.follow(&self.shared()?.load());
+        let shared = self.shared()?;
+        self.schedule.follow(&shared.load());
+        let forget_at = shared.forget_previous();
+        drop(shared);
         if self.is_demanded() || self.schedule.is_due() {
             return self.load().await;
         }
@@ -57,6 +61,7 @@ impl Driver {
                 Err(_) => ControlFlow::Break(()), // the last handle is gone
             },
             () = self.schedule.wait() => ControlFlow::Continue(()),
+            () = sleep_until(forget_at) => ControlFlow::Continue(()),
         }
     }
 
@@ -70,7 +75,7 @@ impl Driver {
         let result = shared.finish_load(&self.source_name, loaded);
         self.schedule.follow(&shared.load());
         self.schedule.after_load(&result, poll_interval(&self.source));
-        self.finished.send_replace(Finished { load, result: result.map(drop) });
+        self.finished.send_replace(Finished { load, result });
         ControlFlow::Continue(())
     }
 
@@ -100,10 +105,15 @@ pub(super) async fn load_once(
 ) -> Result<Option<Credential>, SourceError> {
     let mut task = JoinSet::new(); // it takes the task with it when it is dropped
     let source = source.clone();
-    task.spawn(async move { source.load().await });
+    // The text of an error is asked for in there, too: a `Display` that panics is one more way to panic.
+    task.spawn(async move { source.load().await.inspect_err(|error| drop(report(error))) });
     match tokio::time::timeout(limit, task.join_next()).await {
         Ok(Some(Ok(loaded))) => loaded,
-        Ok(_) => Err(SourceError::panicked(Arc::clone(name))),
+        Ok(panicked) => {
+            // And what it panicked with may panic when it is dropped.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(panicked)));
+            Err(SourceError::panicked(Arc::clone(name)))
+        }
         Err(_) => Err(SourceError::timed_out(Arc::clone(name), limit)),
     }
 }
@@ -154,7 +164,8 @@ impl Schedule {
             // Up to a fifth sooner, so that replicas with one token do not ask at once. And never in the first half
             // of what is left, or a token with a short life would be refreshed again and again.
             let ahead = self.refresh_before.min(left).mul_f64(fastrand::f64().mul_add(0.2, 1.0)).min(left / 2);
-            expiry - ahead
+            // Nor at once again: a token with next to no life left would be as good as a hot loop.
+            if left.is_zero() { expiry } else { (expiry - ahead).max((self.clock)() + FIRST_RETRY) }
         });
         // Unless it has expired already, as all of them do for a clock that is far off.
         if !self.is_overdue() {
@@ -162,7 +173,7 @@ impl Schedule {
         }
     }
 
-    fn after_load(&mut self, result: &Result<Loaded, SourceError>, poll: Option<Duration>) {
+    fn after_load(&mut self, result: &Result<(), SourceError>, poll: Option<Duration>) {
         // The source still brings the token that is about to expire: as good as a failure.
         let failed = result.is_err() && poll.is_some();
         self.in_vain = if failed || self.is_overdue() { self.in_vain.saturating_add(1) } else { 0 };
@@ -189,9 +200,14 @@ impl Schedule {
             let left = at.duration_since((self.clock)()).unwrap_or_default();
             Instant::now() + left.min(CLOCK_CHECK)
         });
-        match [self.next, refresh].into_iter().flatten().min() {
-            Some(at) => tokio::time::sleep_until(at).await,
-            None => std::future::pending().await,
-        }
+        sleep_until([self.next, refresh].into_iter().flatten().min()).await;
+    }
+}
+
+/// For ever, if there is nothing to wake up for.
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

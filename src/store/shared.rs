@@ -8,10 +8,10 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    slot::{Generation, Slot, Snapshot},
+    slot::{Slot, Snapshot},
     status::{DriverState, Status},
 };
-use crate::{credential::Credential, error::SourceError, events};
+use crate::{credential::Credential, error::SourceError, events, generation::Generation};
 
 /// Where the wall clock is read; handed in, so that a test can stop it.
 pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -20,6 +20,10 @@ pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 /// then twice as long with each time, each varied by a fifth.
 const COOL_DOWN: Duration = Duration::from_secs(1);
 const LONGEST_COOL_DOWN: Duration = Duration::from_secs(60);
+
+/// A credential that was replaced is kept no longer than this, whatever somebody asks for.
+#[cfg(feature = "retry")]
+const LONGEST_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) struct Shared {
     slot: Slot,
@@ -36,6 +40,12 @@ pub(super) struct DriverLink {
     pub(super) wanted: watch::Sender<u64>,
     /// The last load that came to an end. Closed when the driver is gone.
     pub(super) finished: watch::Receiver<Finished>,
+}
+
+impl DriverLink {
+    pub(super) fn is_gone(&self) -> bool {
+        self.finished.has_changed().is_err()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -56,6 +66,18 @@ struct Writer {
     /// Somebody waits for a load because fal refused the current credential.
     refused: bool,
     cool_down: Option<CoolDown>,
+    /// Whether fal has refused the current credential.
+    current_is_refused: bool,
+    /// How long to keep the credential before the current one. Not at all, unless somebody says so.
+    overlap: Duration,
+    previous: Option<Previous>,
+}
+
+/// The credential before the current one: fal may not know the current one yet.
+#[cfg_attr(not(feature = "retry"), allow(dead_code))] // nothing sets an overlap then
+struct Previous {
+    snapshot: Snapshot,
+    replaced_at: Instant,
 }
 
 struct CoolDown {
@@ -63,19 +85,13 @@ struct CoolDown {
     until: Instant,
 }
 
-/// A load that brought a good credential.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Loaded {
-    Published,
-    Unchanged,
-}
-
 /// What there is to do for somebody whose credential was refused.
+#[cfg_attr(not(feature = "retry"), allow(dead_code))]
 pub(super) enum Past {
     /// Nothing: a newer one is here.
     Newer(Generation),
     /// Nothing for now: the source was asked a moment ago.
-    CoolingDown(Result<Generation, SourceError>),
+    CoolingDown { until: Instant, answer: Result<Generation, SourceError> },
     /// To wait for the end of this load.
     Load(u64),
 }
@@ -113,12 +129,14 @@ impl Shared {
         if current.credential().same_value(&credential) {
             return current.generation();
         }
-        let generation = self.publish(&mut writer, &current, credential, source);
+        let next = self.publish(&mut writer, &current, credential, source);
+        writer.cool_down = None;
         drop(writer);
+        announce(&next);
         if let Some(driver) = &self.driver {
             driver.wanted.send_modify(|_| {}); // it looks at the new expiry
         }
-        generation
+        next.generation()
     }
 
     /// Asks for a load that begins after this call.
@@ -135,8 +153,13 @@ impl Shared {
         if current > refused {
             return Past::Newer(current);
         }
-        if writer.cool_down.as_ref().is_some_and(|cool_down| Instant::now() < cool_down.until) {
-            return Past::CoolingDown(self.status.borrow().last_error.clone().map_or(Ok(current), Err));
+        if let Some(&CoolDown { until, .. }) =
+            writer.cool_down.as_ref().filter(|cool_down| Instant::now() < cool_down.until)
+        {
+            return Past::CoolingDown {
+                until,
+                answer: self.status.borrow().last_error.clone().map_or(Ok(current), Err),
+            };
         }
         writer.asked_at = Some(current);
         writer.refused = true;
@@ -157,26 +180,44 @@ impl Shared {
         &self,
         source: &Arc<str>,
         loaded: Result<Option<Credential>, SourceError>,
-    ) -> Result<Loaded, SourceError> {
+    ) -> Result<(), SourceError> {
         let mut writer = self.writer();
         writer.loading = false;
+        let for_refusal = writer.refused;
         let result = self.judge(&mut writer, source, loaded);
-        self.record(&result);
-        if std::mem::take(&mut writer.refused) {
+        let failures = self.record(&result);
+        writer.refused = false;
+        if for_refusal {
             cool_down(&mut writer);
+        } else if matches!(result, Ok(Some(_))) {
+            writer.cool_down = None;
         }
         if self.driver.as_ref().is_none_or(|driver| *driver.wanted.borrow() <= writer.loads_begun) {
             writer.asked_at = None;
         }
-        result
+        drop(writer); // whoever listens to the events may be slow, or look at the store
+        match result {
+            Ok(next) => {
+                if failures > 0 {
+                    events::recovered(self.load().source(), failures);
+                }
+                next.iter().for_each(announce);
+                Ok(())
+            }
+            Err(error) => {
+                events::load_failed(&error, failures.saturating_add(1));
+                Err(error)
+            }
+        }
     }
 
+    /// The new snapshot, if there is one.
     fn judge(
         &self,
         writer: &mut Writer,
         source: &Arc<str>,
         loaded: Result<Option<Credential>, SourceError>,
-    ) -> Result<Loaded, SourceError> {
+    ) -> Result<Option<Snapshot>, SourceError> {
         let Some(candidate) = loaded? else {
             return Err(SourceError::not_found(Arc::clone(source), "has no credential any more"));
         };
@@ -190,17 +231,19 @@ impl Shared {
             || !writer.brought.as_ref().is_some_and(|brought| brought.same_value(&candidate));
         writer.brought = Some(candidate.clone());
         if !news || candidate.same_value(current.credential()) {
-            return Ok(Loaded::Unchanged);
+            return Ok(None);
         }
         let source = candidate.source_arc().unwrap_or(source).clone();
-        self.publish(writer, &current, candidate, source);
-        Ok(Loaded::Published)
+        Ok(Some(self.publish(writer, &current, candidate, source)))
     }
 
-    fn publish(&self, writer: &mut Writer, current: &Snapshot, credential: Credential, source: Arc<str>) -> Generation {
+    fn publish(&self, writer: &mut Writer, current: &Snapshot, credential: Credential, source: Arc<str>) -> Snapshot {
         let next = Snapshot::new(credential, current.generation().next(), source);
-        writer.cool_down = None;
         writer.refused = false; // that was the one before
+        // One that was refused is no way back. And where no driver sees to it, it would be kept for ever.
+        let is_way_back = !std::mem::take(&mut writer.current_is_refused) && self.driver.is_some();
+        writer.previous = (is_way_back && !writer.overlap.is_zero())
+            .then(|| Previous { snapshot: current.clone(), replaced_at: Instant::now() });
         self.slot.publish(next.clone());
         self.status.send_modify(|status| {
             *status = Status {
@@ -210,11 +253,11 @@ impl Shared {
                 ..Status::new(&next, self.now(), status.driver)
             };
         });
-        events::rotated(next.source(), next.credential().key_id(), next.generation().get());
-        next.generation()
+        next
     }
 
-    fn record(&self, result: &Result<Loaded, SourceError>) {
+    /// Returns how many loads in a row had failed before.
+    fn record<T>(&self, result: &Result<T, SourceError>) -> u32 {
         let mut failures = 0;
         self.status.send_if_modified(|status| {
             failures = status.consecutive_failures;
@@ -225,17 +268,48 @@ impl Shared {
             }
             result.is_err() || failures > 0
         });
-        // Out here, where a subscriber to the events may look at the status.
-        match result {
-            Ok(_) if failures > 0 => events::recovered(self.load().source(), failures),
-            Ok(_) => {}
-            Err(error) => events::load_failed(error, failures.saturating_add(1)),
+        failures
+    }
+
+    #[cfg(feature = "retry")]
+    pub(super) fn keep_previous_for(&self, overlap: Duration) {
+        let mut writer = self.writer();
+        writer.overlap = writer.overlap.max(overlap.min(LONGEST_OVERLAP));
+    }
+
+    #[cfg(feature = "retry")]
+    pub(super) fn previous(&self, overlap: Duration) -> Option<Snapshot> {
+        let writer = self.writer();
+        let previous = writer.previous.as_ref().filter(|previous| previous.replaced_at.elapsed() < overlap)?;
+        Some(previous.snapshot.clone())
+    }
+
+    #[cfg(feature = "retry")]
+    pub(super) fn note_refused(&self, generation: Generation) {
+        let mut writer = self.writer();
+        if self.slot.load().generation() == generation {
+            writer.current_is_refused = true;
+        }
+        if writer.previous.as_ref().is_some_and(|previous| previous.snapshot.generation() == generation) {
+            writer.previous = None;
         }
     }
 
+    /// Forgets the credential before the current one if its time is over, else says when it will be.
+    pub(super) fn forget_previous(&self) -> Option<Instant> {
+        let mut writer = self.writer();
+        let until = writer.previous.as_ref()?.replaced_at + writer.overlap;
+        if until <= Instant::now() {
+            writer.previous = None;
+            return None;
+        }
+        Some(until)
+    }
+
     pub(super) fn driver_ended(&self) {
+        self.writer().previous = None; // nobody is left to forget it later
         self.status.send_modify(|status| status.driver = DriverState::Ended);
-        events::driver_ended(&self.status.borrow().source);
+        events::driver_ended(self.load().source());
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
@@ -244,10 +318,19 @@ impl Shared {
     }
 }
 
+fn announce(next: &Snapshot) {
+    events::rotated(next.source(), next.credential().key_id(), next.generation().get());
+}
+
+/// After a load that a refusal asked for. Also when it brought another credential: a source that has a new one each
+/// time, of which fal takes none, must not be asked for each request.
 fn cool_down(writer: &mut Writer) {
-    let step = writer.cool_down.as_ref().map_or(0, |cool_down| cool_down.step.saturating_add(1));
+    let now = Instant::now();
+    // One that has been over for long belongs to another story.
+    let recent = writer.cool_down.as_ref().filter(|last| now < last.until + LONGEST_COOL_DOWN);
+    let step = recent.map_or(0, |last| last.step.saturating_add(1));
     let wait = jittered(exponential(COOL_DOWN, step, LONGEST_COOL_DOWN));
-    writer.cool_down = Some(CoolDown { step, until: Instant::now() + wait });
+    writer.cool_down = Some(CoolDown { step, until: now + wait });
 }
 
 fn want(driver: &DriverLink, load: u64) -> u64 {

@@ -2,34 +2,7 @@ use std::{fmt, sync::Arc};
 
 use arc_swap::ArcSwap;
 
-use crate::credential::Credential;
-
-/// How many credentials a store has held: 1 for the first one, one more with each rotation.
-///
-/// Requests are compared by generation, never by secret. Generations of different stores have nothing to do with
-/// each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Generation(u64);
-
-impl Generation {
-    pub(super) const FIRST: Self = Self(1);
-
-    pub(super) fn next(self) -> Self {
-        Self(self.0 + 1)
-    }
-
-    /// The number, for logs and labels.
-    #[must_use]
-    pub fn get(self) -> u64 {
-        self.0
-    }
-}
-
-impl fmt::Display for Generation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
+use crate::{credential::Credential, generation::Generation};
 
 /// A credential as the store held it at one moment: what one request is sent with.
 ///

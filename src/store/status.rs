@@ -1,12 +1,29 @@
 use std::{sync::Arc, time::SystemTime};
 
-use super::slot::{Generation, Snapshot};
+use super::slot::Snapshot;
 use crate::{
     credential::{KeyId, Scheme},
     error::SourceError,
+    generation::Generation,
 };
 
 /// What a store holds and how its source fares, without the secret.
+///
+/// For a readiness probe: a store always holds a credential, so a source in trouble is no reason to take a server out
+/// of service. It is a reason to tell somebody:
+///
+/// ```
+/// # use tower_fal::CredentialStore;
+/// fn health(store: &CredentialStore) -> (u16, String) {
+///     let status = store.status();
+///     match status.last_error {
+///         None => (200, format!("ok, key {:?} from {}", status.key_id, status.source)),
+///         Some(error) => (200, format!("degraded, {} failures: {error}", status.consecutive_failures)),
+///     }
+/// }
+/// # let store = CredentialStore::fixed(tower_fal::Credential::key("id:secret").unwrap());
+/// # assert_eq!(health(&store).0, 200);
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {

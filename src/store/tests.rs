@@ -298,7 +298,7 @@ fn a_store_from_the_environment_is_fixed() {
 
     let error = of(&[]).unwrap_err();
     assert_eq!(error.kind(), SourceErrorKind::NotFound);
-    assert!(error.to_string().contains("set FAL_KEY to `id:secret`"), "{error}");
+    assert!(error.to_string().contains("nothing is set: set FAL_KEY;"), "{error}");
 
     let error = of(&[("FAL_KEY_FILE", "/key")]).unwrap_err();
     assert!(error.to_string().contains("CredentialStore::builder(EnvSource::file())"), "{error}");

@@ -1,0 +1,135 @@
+//! A short name for a client that calls fal: for `State` and struct fields.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use http_body_util::Full;
+//! use tower_fal::{CredentialStore, FalClient};
+//!
+//! #[derive(Clone)]
+//! struct AppState {
+//!     fal: FalClient, // and not `FalRetry<FalAuth<Client<HttpsConnector<…>, ReplayBody<Full<Bytes>>>>>`
+//! }
+//!
+//! # fn state(store: &CredentialStore) -> AppState {
+//! AppState { fal: FalClient::plain(store) }
+//! # }
+//! ```
+
+use std::{
+    fmt,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, Bytes};
+use http::{Request, Response};
+use http_body::Body;
+use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use tower::util::{BoxCloneSyncService, ServiceExt as _};
+use tower_layer::Layer as _;
+use tower_service::Service;
+
+use crate::{
+    error::{BoxError, FalAuthError},
+    layer::layer,
+    retry::ReplayBody,
+    store::CredentialStore,
+};
+
+/// The body of a [`FalClient`]'s response, whichever service is inside.
+pub type FalBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// A client that calls fal, behind one type: cheap to clone, `Send` and `Sync`. See the [module docs](self).
+///
+/// It costs a box for each request and for each response's body. Where that matters, name the concrete type: see
+/// [`FalRetry`](crate::FalRetry).
+#[derive(Clone)]
+pub struct FalClient<B = Full<Bytes>> {
+    inner: BoxCloneSyncService<Request<B>, Response<FalBody>, FalAuthError>,
+}
+
+impl<B> FalClient<B>
+where
+    B: Body + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    /// hyper-util's client without TLS: for tests, or behind something that encrypts. The default policy admits no
+    /// origin that it can reach; [`over`](Self::over) takes a service with other layers.
+    #[must_use]
+    pub fn plain(store: &CredentialStore) -> Self {
+        let client = Client::builder(TokioExecutor::new()).build::<_, ReplayBody<B>>(HttpConnector::new());
+        Self::over(layer(store).layer(client))
+    }
+
+    /// hyper-util's client over rustls, HTTP/1.1 and HTTP/2, `https` only. The configuration is yours, and with it the
+    /// choice of the cryptography and of the roots.
+    ///
+    /// ```
+    /// # fn client(store: &tower_fal::CredentialStore) -> Result<tower_fal::FalClient, rustls::Error> {
+    /// use std::sync::Arc;
+    ///
+    /// let roots = rustls::RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    /// let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    ///     .with_safe_default_protocol_versions()?
+    ///     .with_root_certificates(roots)
+    ///     .with_no_client_auth();
+    /// Ok(tower_fal::FalClient::rustls(store, config))
+    /// # }
+    /// ```
+    #[cfg(feature = "client-rustls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "client-rustls")))]
+    #[must_use]
+    pub fn rustls(store: &CredentialStore, config: rustls::ClientConfig) -> Self {
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_only()
+            .enable_http1()
+            .enable_http2()
+            .build();
+        let client = Client::builder(TokioExecutor::new()).build::<_, ReplayBody<B>>(connector);
+        Self::over(layer(store).layer(client))
+    }
+}
+
+impl<B: Send + 'static> FalClient<B> {
+    /// Any service, with [`layer`](crate::layer) around it already.
+    pub fn over<S, R>(service: S) -> Self
+    where
+        S: Service<Request<B>, Response = Response<R>, Error = FalAuthError> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        R: Body + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let boxed = service.map_response(|response: Response<R>| {
+            response.map(|body| body.map_frame(|frame| frame.map_data(into_bytes)).map_err(Into::into).boxed_unsync())
+        });
+        Self { inner: BoxCloneSyncService::new(boxed) }
+    }
+}
+
+fn into_bytes(mut data: impl Buf) -> Bytes {
+    data.copy_to_bytes(data.remaining()) // no copy if it is `Bytes` already
+}
+
+impl<B> Service<Request<B>> for FalClient<B> {
+    type Response = Response<FalBody>;
+    type Error = FalAuthError;
+    type Future = <BoxCloneSyncService<Request<B>, Response<FalBody>, FalAuthError> as Service<Request<B>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        self.inner.call(request)
+    }
+}
+
+impl<B> fmt::Debug for FalClient<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FalClient").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,219 @@
+use std::{error::Error, fmt, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+
+use super::{LockReason, Reason, ReloadError};
+use crate::{credential::KeyId, generation::Generation};
+
+/// A credential that fal (or the application behind it) refused with 401 or 403: who, why, and what was done.
+///
+/// One pointer and `Clone`. Its text is one sentence that says what to do next. It never shows the secret: `Debug`
+/// leaves out the answer's headers and body, and a secret that the answer echoes is struck out of the
+/// [`detail`](Self::detail).
+#[derive(Clone)]
+pub struct Refusal {
+    inner: Arc<RefusalParts>,
+}
+
+/// What a [`Refusal`] is made of.
+pub(crate) struct RefusalParts {
+    pub(crate) status: StatusCode,
+    pub(crate) reason: Reason,
+    pub(crate) detail: Option<String>,
+    pub(crate) error_type: Option<String>,
+    pub(crate) request_id: Option<String>,
+    pub(crate) key_id: Option<KeyId>,
+    pub(crate) generation: Option<Generation>,
+    pub(crate) source: Arc<str>,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) replayable: bool,
+    pub(crate) replayed: bool,
+    pub(crate) reload: Option<ReloadError>,
+}
+
+impl Refusal {
+    pub(crate) fn new(parts: RefusalParts) -> Self {
+        Self { inner: Arc::new(parts) }
+    }
+
+    /// The body was too long for another attempt, as it turned out.
+    pub(crate) fn not_replayable(mut self) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.replayable = false;
+        }
+        self
+    }
+
+    /// 401 or 403.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.inner.status
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.inner.reason
+    }
+
+    /// The answer's own words, if it has any: one line of at most 300 characters.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        self.inner.detail.as_deref()
+    }
+
+    /// fal's error type, such as `authorization_error`, if it states one.
+    #[must_use]
+    pub fn error_type(&self) -> Option<&str> {
+        self.inner.error_type.as_deref()
+    }
+
+    /// The `x-fal-request-id` of the answer: what fal's support asks for.
+    #[must_use]
+    pub fn request_id(&self) -> Option<&str> {
+        self.inner.request_id.as_deref()
+    }
+
+    /// The public half of the refused key; `None` for a login's token.
+    #[must_use]
+    pub fn key_id(&self) -> Option<&KeyId> {
+        self.inner.key_id.as_ref()
+    }
+
+    /// Which of the store's credentials was refused; `None` when the request brought its own.
+    #[must_use]
+    pub fn generation(&self) -> Option<Generation> {
+        self.inner.generation
+    }
+
+    /// Where the refused credential was found, such as `env:FAL_KEY`.
+    #[must_use]
+    pub fn source_name(&self) -> &str {
+        &self.inner.source
+    }
+
+    /// The headers of the answer.
+    #[must_use]
+    pub fn headers(&self) -> &HeaderMap {
+        &self.inner.headers
+    }
+
+    /// The body of the answer, as far as it was read: at most 16 KiB.
+    #[must_use]
+    pub fn body(&self) -> &Bytes {
+        &self.inner.body
+    }
+
+    /// Whether the request could have been sent once more. Not if its body was longer than the layer keeps, if the
+    /// memory for such bodies was used up, or if it broke off.
+    #[must_use]
+    pub fn is_replayable(&self) -> bool {
+        self.inner.replayable
+    }
+
+    /// Whether this is the answer to the second attempt, with another credential.
+    #[must_use]
+    pub fn was_replayed(&self) -> bool {
+        self.inner.replayed
+    }
+
+    /// Why no newer credential could be loaded, if that was tried and failed.
+    #[must_use]
+    pub fn reload_error(&self) -> Option<&ReloadError> {
+        self.inner.reload.as_ref()
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { inner } = self;
+        let who = Who { key_id: inner.key_id.as_ref(), source: &inner.source };
+        match inner.reason {
+            Reason::MissingCredential => {
+                write!(
+                    f,
+                    "fal saw no credential although {who} was sent: look for what strips `authorization` on the way"
+                )
+            }
+            Reason::MalformedCredential => {
+                write!(f, "fal cannot read {who}: it must have the form `id:secret`, as fal.ai/dashboard/keys shows it")
+            }
+            Reason::WrongScheme => write!(
+                f,
+                "fal takes {who} for another kind of credential: API keys are made with `Credential::key`, tokens of a \
+                 login with `Credential::bearer`"
+            ),
+            Reason::UnknownCredential => write!(
+                f,
+                "fal does not know {who}: it was revoked, has expired or was mistyped; put a valid one there, from \
+                 fal.ai/dashboard/keys"
+            ),
+            Reason::AccountLocked(reason) => write!(
+                f,
+                "the account of {who} is locked: {}; another key of this account will not help",
+                reason.what_to_do()
+            ),
+            Reason::InsufficientPermissions => {
+                write!(f, "{who} lacks a permission for this call: use a key that has it, from fal.ai/dashboard/keys")
+            }
+            Reason::AccessDenied => {
+                write!(f, "{who} may not use this: check the name of the app, and whose account the key belongs to")
+            }
+            Reason::Application => {
+                write!(f, "the application itself refused the request with {}; {who} is not the reason", inner.status)
+            }
+            Reason::Unknown => write!(f, "{who} was refused with {}", inner.status),
+        }?;
+        if let (Reason::Application | Reason::Unknown | Reason::AccountLocked(LockReason::Other), Some(detail)) =
+            (inner.reason, &inner.detail)
+        {
+            write!(f, " ({detail})")?;
+        }
+        if let Some(id) = self.request_id() {
+            write!(f, " [x-fal-request-id {id}]")?;
+        }
+        Ok(())
+    }
+}
+
+/// The credential, as a sentence names it.
+struct Who<'a> {
+    key_id: Option<&'a KeyId>,
+    source: &'a str,
+}
+
+impl fmt::Display for Who<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.key_id {
+            Some(key_id) => write!(f, "key `{key_id}`")?,
+            None => f.write_str("the token")?,
+        }
+        write!(f, " from {}", self.source)
+    }
+}
+
+impl fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refusal")
+            .field("status", &self.inner.status)
+            .field("reason", &self.inner.reason)
+            .field("detail", &self.inner.detail)
+            .field("request_id", &self.request_id())
+            .field("error_type", &self.inner.error_type)
+            .field("key_id", &self.inner.key_id)
+            .field("generation", &self.inner.generation)
+            .field("source", &self.inner.source)
+            .field("replayable", &self.inner.replayable)
+            .field("replayed", &self.inner.replayed)
+            .field("reload_error", &self.inner.reload)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Error for Refusal {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.inner.reload.as_ref().map(|error| error as &(dyn Error + 'static))
+    }
+}

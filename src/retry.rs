@@ -1,0 +1,354 @@
+//! Turn a refused credential into a reload and one replay, and what remains into a type.
+//!
+//! **Order:** this layer goes *around* [`FalAuth`](crate::auth), so that the second attempt gets the new credential.
+//! [`layer`](crate::layer) puts the two together in the only order that works: the other one compiles, and returns
+//! `Ok(401)`.
+//!
+//! 1. A response without a [`Stamp`] passes untouched, whatever its status: the request carried no credential of
+//!    ours, or it was not refused.
+//! 2. Of a stamped 401 or 403 the body is read (16 KiB, 1 s) and [classified](crate::error::classify).
+//! 3. **403**, or a 401 that is the *application's*: a typed error at once. Another key would not help, and the
+//!    application would run, and bill, twice.
+//! 4. **401**, and the store's credential is newer by now: the request is sent again with that.
+//! 5. **401**, and the store's credential is the refused one, but younger than the
+//!    [`overlap`](FalRetryLayer::overlap): fal may not know it yet. The request is sent again
+//!    with the one before it.
+//! 6. **401** otherwise: the store reloads, once for everyone, and the request waits up to 2 s for a newer credential.
+//!    When one comes, it is sent again; when none does, that is a typed error, with the reload's own error inside.
+//!
+//! A request is sent again at most once for this, and only if its body can be: see [`ReplayBody`].
+//!
+//! # Example
+//! ```
+//! use std::convert::Infallible;
+//!
+//! use bytes::Bytes;
+//! use http::{Request, Response, StatusCode};
+//! use http_body_util::Full;
+//! use tower::{ServiceBuilder, ServiceExt as _, service_fn};
+//! use tower_fal::{Credential, CredentialStore, FalAuthError, error::{LockReason, Reason}, retry::ReplayBody};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let client = service_fn(async |_: Request<ReplayBody<Full<Bytes>>>| {
+//! #     let mut locked = Response::new(Full::<Bytes>::from(r#"{"detail":"User is locked. Reason: Exhausted balance."}"#));
+//! #     *locked.status_mut() = StatusCode::FORBIDDEN;
+//! #     Ok::<_, Infallible>(locked)
+//! # });
+//! let store = CredentialStore::fixed(Credential::key("id:secret")?);
+//! let fal = ServiceBuilder::new().layer(tower_fal::layer(&store)).service(client);
+//!
+//! let request = Request::post("https://fal.run/fal-ai/flux/dev").body(Full::<Bytes>::default())?;
+//! match fal.oneshot(request).await {
+//!     Ok(response) => println!("{}", response.status()),
+//!     Err(FalAuthError::Forbidden(refusal)) => match refusal.reason() {
+//!         Reason::AccountLocked(LockReason::ExhaustedBalance) => println!("top up: {refusal}"),
+//!         _ => println!("{refusal}"),
+//!     },
+//!     Err(error) => println!("{error}"),
+//! }
+//! # Ok(()) }
+//! ```
+
+use std::{
+    fmt,
+    marker::PhantomData,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use http_body::Body;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use self::{
+    judge::{Judge, Waiting},
+    replay_body::ReplayMemory,
+};
+use crate::{error::BoxError, store::CredentialStore};
+
+mod decision;
+mod future;
+mod judge;
+mod mode;
+mod peeked_body;
+mod replay_body;
+#[cfg(feature = "transient")]
+mod retry_after;
+#[cfg(feature = "transient")]
+mod transient;
+
+#[cfg(doc)]
+use crate::auth::Stamp;
+
+#[cfg(feature = "transient")]
+#[cfg_attr(docsrs, doc(cfg(feature = "transient")))]
+pub use self::transient::{Repeatable, Transient, connection_failed};
+pub use self::{
+    future::ResponseFuture,
+    mode::{Mode, Passthrough, Typed},
+    peeked_body::PeekedBody,
+    replay_body::ReplayBody,
+};
+
+const DEFAULT_MAX_BODY: u64 = 256 * 1024;
+const DEFAULT_REPLAY_MEMORY: usize = 64 * 1024 * 1024;
+const DEFAULT_RELOAD_WAIT: Duration = Duration::from_secs(2);
+const DEFAULT_OVERLAP: Duration = Duration::from_secs(30);
+const DEFAULT_MAX_WAITING: usize = 1024;
+const DEFAULT_READ_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Layer that applies [`FalRetry`]. See the [module docs](self) for an example and for the order: around
+/// [`FalAuthLayer`](crate::FalAuthLayer), which [`layer`](crate::layer) sees to.
+///
+/// All services that come from one layer and its clones share the memory for replays and the places to wait.
+#[must_use]
+pub struct FalRetryLayer<M = Typed> {
+    rules: Rules,
+    mode: PhantomData<fn() -> M>,
+}
+
+/// The options of a layer.
+#[derive(Clone, Debug)]
+struct Rules {
+    judge: Judge,
+    max_body: u64,
+    memory: Arc<ReplayMemory>,
+    read_timeout: Duration,
+    #[cfg(feature = "transient")]
+    transient: Option<Transient>,
+}
+
+impl FalRetryLayer {
+    /// Reloads this store when fal refuses its credential: the store of the [`FalAuthLayer`](crate::FalAuthLayer)
+    /// inside.
+    pub fn new(store: CredentialStore) -> Self {
+        Self::with_store(Some(store))
+    }
+
+    /// For requests that bring their own credentials: nothing is reloaded, nothing is sent again, and a refusal is a
+    /// typed error.
+    pub fn per_request() -> Self {
+        Self::with_store(None)
+    }
+
+    fn with_store(store: Option<CredentialStore>) -> Self {
+        Self {
+            rules: Rules {
+                judge: Judge {
+                    store,
+                    reload_wait: DEFAULT_RELOAD_WAIT,
+                    reload_on_forbidden: false,
+                    overlap: DEFAULT_OVERLAP,
+                    waiting: Arc::new(Waiting::new(DEFAULT_MAX_WAITING)),
+                },
+                max_body: DEFAULT_MAX_BODY,
+                memory: Arc::new(ReplayMemory::new(DEFAULT_REPLAY_MEMORY)),
+                read_timeout: DEFAULT_READ_TIMEOUT,
+                #[cfg(feature = "transient")]
+                transient: None,
+            },
+            mode: PhantomData,
+        }
+    }
+
+    /// Hands the final refusal on as a response, with status, headers and the whole body as they came, and with the
+    /// [`Refusal`](crate::error::Refusal) in its extensions. For proxies; reloads and replays are as before.
+    ///
+    /// The response's body is [`PeekedBody`] then. A refusal of more than 16 KiB holds its connection while the
+    /// request waits for a newer credential.
+    pub fn passthrough(self) -> FalRetryLayer<Passthrough> {
+        FalRetryLayer { rules: self.rules, mode: PhantomData }
+    }
+}
+
+impl<M> FalRetryLayer<M> {
+    /// How much of a request's body is kept so that it can be sent again, in bytes. Default: 256 KiB. A longer body is
+    /// sent once, as a stream.
+    pub fn max_body(mut self, bytes: u64) -> Self {
+        self.rules.max_body = bytes;
+        self
+    }
+
+    /// How much all bodies together may take up, in bytes. Default: 64 MiB. Past it a request is sent once.
+    pub fn replay_memory(mut self, bytes: usize) -> Self {
+        self.rules.memory = Arc::new(ReplayMemory::new(bytes));
+        self
+    }
+
+    /// How long a refused request waits for a newer credential, the reload included. Default: 2 s.
+    pub fn reload_wait(mut self, limit: Duration) -> Self {
+        self.rules.judge.reload_wait = limit;
+        self
+    }
+
+    /// How long after a rotation a request whose new credential is refused is sent again with the one before it.
+    /// Default: 30 s.
+    ///
+    /// Whoever rotates with two keys may give the new one to this server before fal knows it. The store keeps the old
+    /// one for so long; not if it was refused itself, and not where there is no driver
+    /// ([`fixed`](CredentialStore::fixed) stores). Zero turns it off.
+    pub fn overlap(mut self, window: Duration) -> Self {
+        self.rules.judge.overlap = window;
+        self
+    }
+
+    /// How many refused requests may wait at once. Default: 1,024. The others get their error at once.
+    pub fn max_waiting(mut self, requests: usize) -> Self {
+        self.rules.judge.waiting = Arc::new(Waiting::new(requests));
+        self
+    }
+
+    /// How long the body of a refusal may take to arrive. Default: 1 s; what has come by then is what is looked at.
+    pub fn read_timeout(mut self, limit: Duration) -> Self {
+        self.rules.read_timeout = limit;
+        self
+    }
+
+    /// Lets a 403 reload the store too, at most once a minute, and have the request sent again if that brings another
+    /// credential. Not for a locked account, and not for the application's own 403. Default: no, since another key
+    /// seldom cures a 403.
+    pub fn reload_on_forbidden(mut self) -> Self {
+        self.rules.judge.reload_on_forbidden = true;
+        self
+    }
+
+    /// Sends requests again that failed in passing and may be repeated: see [`Transient`]. Default: no.
+    #[cfg(feature = "transient")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "transient")))]
+    pub fn transient(mut self, transient: Transient) -> Self {
+        self.rules.transient = Some(transient);
+        self
+    }
+
+    /// How many bytes of request bodies are kept at this moment.
+    #[must_use]
+    pub fn replay_memory_used(&self) -> usize {
+        self.rules.memory.used()
+    }
+
+    /// How many bodies were not kept because the [`replay_memory`](Self::replay_memory) was used up.
+    #[must_use]
+    pub fn replay_memory_refused(&self) -> u64 {
+        self.rules.memory.refused()
+    }
+}
+
+impl<S, M> Layer<S> for FalRetryLayer<M> {
+    type Service = FalRetry<S, M>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        let Judge { store, overlap, .. } = &self.rules.judge;
+        if let Some(store) = store {
+            store.keep_previous_for(*overlap);
+        }
+        FalRetry { inner, rules: Arc::new(self.rules.clone()), mode: PhantomData }
+    }
+}
+
+impl<M> Clone for FalRetryLayer<M> {
+    fn clone(&self) -> Self {
+        Self { rules: self.rules.clone(), mode: PhantomData }
+    }
+}
+
+impl<M> fmt::Debug for FalRetryLayer<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FalRetryLayer").field("rules", &self.rules).finish()
+    }
+}
+
+/// Middleware that reloads and replays. See the [module docs](self) for an example and for the order: around
+/// [`FalAuth`](crate::FalAuth).
+///
+/// The inner service takes [`ReplayBody<B>`], and is cloned for each request. Build it in place, so that its body
+/// type is inferred:
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::Full;
+/// use hyper_util::{client::legacy::{Client, connect::HttpConnector}, rt::TokioExecutor};
+/// use tower::ServiceBuilder;
+/// use tower_fal::{FalAuth, FalRetry, retry::ReplayBody};
+///
+/// /// The concrete type, for a struct field. `FalClient` is the short one.
+/// type Fal = FalRetry<FalAuth<Client<HttpConnector, ReplayBody<Full<Bytes>>>>>;
+///
+/// # fn client(store: tower_fal::CredentialStore) -> Fal {
+/// ServiceBuilder::new()
+///     .layer(tower_fal::layer(&store))
+///     .service(Client::builder(TokioExecutor::new()).build_http())
+/// # }
+/// ```
+///
+/// A ready-made `Client<_, Full<Bytes>>` does not fit: the compiler then says *"the method `oneshot` exists …, but its
+/// trait bounds were not satisfied"* (E0599). Let the client's body be inferred, or name `ReplayBody<Full<Bytes>>`.
+pub struct FalRetry<S, M = Typed> {
+    inner: S,
+    rules: Arc<Rules>,
+    mode: PhantomData<fn() -> M>,
+}
+
+// For no service in particular, so that `FalRetry::layer(store)` needs no type.
+impl FalRetry<()> {
+    /// The layer, for those who start from the service. See [`FalRetryLayer::new`].
+    pub fn layer(store: CredentialStore) -> FalRetryLayer {
+        FalRetryLayer::new(store)
+    }
+}
+
+impl<S, M> FalRetry<S, M> {
+    /// A reference to the service inside.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// A mutable reference to the service inside.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service inside, on its own.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, M, B, R> Service<Request<B>> for FalRetry<S, M>
+where
+    S: Service<Request<ReplayBody<B>>, Response = Response<R>> + Clone,
+    S::Error: Into<BoxError>,
+    M: Mode,
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+    R: Body + Send + 'static,
+    R::Error: Send,
+{
+    type Response = Response<M::Body<R>>;
+    type Error = crate::error::FalAuthError;
+    type Future = ResponseFuture<S, B, R, M>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(Self::Error::from_inner)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        // The service that was made ready goes with the request; the fresh clone stays behind.
+        let fresh = self.inner.clone();
+        let ready = std::mem::replace(&mut self.inner, fresh);
+        ResponseFuture::new(ready, request, Arc::clone(&self.rules))
+    }
+}
+
+impl<S: Clone, M> Clone for FalRetry<S, M> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), rules: Arc::clone(&self.rules), mode: PhantomData }
+    }
+}
+
+impl<S: fmt::Debug, M> fmt::Debug for FalRetry<S, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FalRetry").field("inner", &self.inner).field("rules", &self.rules).finish()
+    }
+}

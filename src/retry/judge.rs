@@ -1,0 +1,202 @@
+//! What follows from a refusal: reads it, asks the store, and says whether to send the request again.
+//!
+//! Everyone who talks to fal comes here: the Tower layer, and whatever else sends requests with a store's credential.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use tokio::{sync::Semaphore, time::Instant};
+
+use super::decision::{Action, Offer, Refused, decide};
+use crate::{
+    auth::Stamp,
+    error::{Reason, Refusal, RefusalParts, ReloadError, classify},
+    events,
+    generation::Generation,
+    store::{CredentialStore, Snapshot},
+};
+
+/// How often a 403 may cause a load of the source, when it may at all.
+const FORBIDDEN_INTERVAL: Duration = Duration::from_secs(60);
+
+/// By what rules a refusal is answered; shared by all clones of a service.
+#[derive(Clone, Debug)]
+pub(crate) struct Judge {
+    pub(crate) store: Option<CredentialStore>,
+    pub(crate) reload_wait: Duration,
+    pub(crate) reload_on_forbidden: bool,
+    /// How long after a rotation a request may be sent with the credential before it.
+    pub(crate) overlap: Duration,
+    pub(crate) waiting: Arc<Waiting>,
+}
+
+/// Those who wait for a newer credential.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    places: Semaphore,
+    /// The generation that somebody has waited for in vain for the whole time that one may wait.
+    in_vain: AtomicU64,
+    last_forbidden: Mutex<Option<Instant>>,
+}
+
+/// A refused request and its answer.
+pub(crate) struct Answer<'a> {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: &'a HeaderMap,
+    /// As much of the body as was read.
+    pub(crate) body: Bytes,
+    pub(crate) stamp: &'a Stamp,
+    /// Whether the request can be sent again, and whether it was.
+    pub(crate) replayable: bool,
+    pub(crate) replayed: bool,
+}
+
+/// What follows: the refusal, unless the request is sent again.
+pub(crate) struct Verdict {
+    pub(crate) replay: Option<ReplayWith>,
+    pub(crate) refusal: Refusal,
+}
+
+pub(crate) enum ReplayWith {
+    /// The store's current credential.
+    Current,
+    /// The one before it.
+    Previous(Snapshot),
+}
+
+impl Waiting {
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            places: Semaphore::new(most.min(Semaphore::MAX_PERMITS)),
+            in_vain: AtomicU64::new(0),
+            last_forbidden: Mutex::default(),
+        }
+    }
+
+    fn was_in_vain(&self, generation: Generation) -> bool {
+        self.in_vain.load(Ordering::Relaxed) >= generation.get()
+    }
+
+    fn set_in_vain(&self, generation: Generation) {
+        self.in_vain.fetch_max(generation.get(), Ordering::Relaxed);
+    }
+
+    fn may_reload_for_forbidden(&self) -> bool {
+        let now = Instant::now();
+        let mut last = self.last_forbidden.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = last.is_none_or(|last| now.duration_since(last) >= FORBIDDEN_INTERVAL);
+        if may {
+            *last = Some(now);
+        }
+        may
+    }
+}
+
+impl Judge {
+    pub(crate) async fn judge(&self, answer: Answer<'_>) -> Verdict {
+        let Answer { status, headers, body, stamp, replayable, replayed } = answer;
+        let read = classify(status, headers, &body, Some(stamp.credential()));
+        let refused = Refused { status, reason: read.reason, generation: stamp.generation(), replayable, replayed };
+        let Acted { action, previous, reload } = match (&self.store, stamp.generation()) {
+            (Some(store), Some(sent_with)) => self.act(refused, store, sent_with).await,
+            _ => Action::Refuse.into(),
+        };
+        events::refused(status, read.reason, action.as_str(), stamp.source(), stamp.key_id());
+        let replay = match action {
+            Action::Replay => Some(ReplayWith::Current),
+            Action::ReplayWithPrevious => previous.map(ReplayWith::Previous),
+            Action::Refuse | Action::RefuseAndReload | Action::Reload => None,
+        };
+        let refusal = Refusal::new(RefusalParts {
+            status,
+            reason: read.reason,
+            detail: read.detail,
+            error_type: read.error_type,
+            request_id: read.request_id,
+            key_id: stamp.key_id().cloned(),
+            generation: stamp.generation(),
+            source: Arc::clone(stamp.source_arc()),
+            headers: headers.clone(),
+            body,
+            replayable,
+            replayed,
+            reload,
+        });
+        Verdict { replay, refusal }
+    }
+
+    /// Decides, reloads if that is the decision, and decides again.
+    async fn act(&self, refused: Refused, store: &CredentialStore, sent_with: Generation) -> Acted {
+        let unauthorized = refused.status == StatusCode::UNAUTHORIZED;
+        if unauthorized && refused.reason != Reason::Application {
+            store.note_refused(sent_with);
+        }
+        match self.decide(refused, store, true) {
+            Acted { action: Action::RefuseAndReload, .. } => {
+                store.ask_past(sent_with);
+                Action::RefuseAndReload.into()
+            }
+            Acted { action: Action::Reload, .. } if unauthorized || self.waiting.may_reload_for_forbidden() => {
+                let reload = self.wait_for_newer(store, sent_with, unauthorized).await;
+                Acted { reload, ..self.decide(refused, store, false) }
+            }
+            Acted { action: Action::Reload, .. } => Action::Refuse.into(),
+            acted => acted,
+        }
+    }
+
+    fn decide(&self, refused: Refused, store: &CredentialStore, may_reload: bool) -> Acted {
+        let previous = store.previous(self.overlap);
+        let offer = Offer {
+            current: store.generation(),
+            previous: previous.as_ref().map(Snapshot::generation),
+            may_reload,
+            may_reload_on_forbidden: self.reload_on_forbidden,
+        };
+        Acted { action: decide(refused, offer), previous, reload: None }
+    }
+
+    /// Has the store reload, and waits for a newer credential; says what went wrong with the reload, if anything did.
+    async fn wait_for_newer(
+        &self,
+        store: &CredentialStore,
+        refused: Generation,
+        unauthorized: bool,
+    ) -> Option<ReloadError> {
+        let Ok(_place) = self.waiting.places.try_acquire() else {
+            store.ask_past(refused);
+            return None;
+        };
+        // A key is often revoked before its successor arrives, so there is a wait even if the source still brings
+        // the old one. Once that was in vain, those who come later do not wait as well.
+        let patient = unauthorized && !self.waiting.was_in_vain(refused);
+        let mut error = None;
+        let newer = store.wait_past(refused, patient, &mut error);
+        match tokio::time::timeout(self.reload_wait, newer).await {
+            Ok(()) => {}
+            Err(_) if unauthorized => self.waiting.set_in_vain(refused),
+            Err(_) => {}
+        }
+        error
+    }
+}
+
+/// What was decided, with what it takes to do it.
+struct Acted {
+    action: Action,
+    previous: Option<Snapshot>,
+    reload: Option<ReloadError>,
+}
+
+impl From<Action> for Acted {
+    fn from(action: Action) -> Self {
+        Self { action, previous: None, reload: None }
+    }
+}

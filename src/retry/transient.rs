@@ -1,0 +1,237 @@
+use std::{
+    error::Error,
+    fmt, io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use http::{HeaderMap, Method, StatusCode, Uri, request::Parts};
+use tokio::time::Instant;
+use tower::retry::budget::{Budget as _, TpsBudget};
+
+use super::retry_after::retry_after;
+use crate::{error::causes, events};
+
+const DEFAULT_ATTEMPTS: u32 = 4;
+const DEFAULT_FIRST_DELAY: Duration = Duration::from_millis(250);
+const DEFAULT_LONGEST_DELAY: Duration = Duration::from_secs(10);
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Retries of what fails in passing, for requests that may be repeated.
+///
+/// | what happened | `GET`, `HEAD`, the queue's `PUT …/cancel` | anything else, `POST` above all |
+/// |---|---|---|
+/// | 429, 502, 503, 504 | sent again | not, unless the request is [`Repeatable`] |
+/// | the request was [certainly not sent](Self::not_sent) | sent again | sent again |
+/// | the service failed otherwise | sent again | not, unless the request is [`Repeatable`] |
+///
+/// Never after a 504 with `X-Fal-Request-Timeout-Type: user`, as that was the caller's own time-out, nor with
+/// `X-Fal-Retryable: false`.
+///
+/// **Why `POST` is left alone:** fal documents no idempotency key, so a `POST` that is sent twice may run, and bill,
+/// twice. The queue itself tries up to ten times what a runner failed to do: submit there.
+///
+/// Waits are those of `Retry-After`, up to [`longest_delay`](Self::longest_delay), or else random up to a limit that
+/// doubles with each attempt. A budget of one retry in five requests, and ten a second at least, keeps an outage
+/// from being made worse; it is shared by everything that is made from this value. The one replay of a refused
+/// credential is counted apart.
+///
+/// Source: fal's documentation, "Queue", "Errors" and "Request errors"; `fal_client` 1.0.3 and `@fal-ai/client` 1.10.1
+/// for what is worth retrying.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_fal::retry::Transient;
+///
+/// # let store = tower_fal::CredentialStore::fixed(tower_fal::Credential::key("id:secret")?);
+/// let layer = tower_fal::layer(&store)
+///     .retry(|retry| retry.transient(Transient::default().attempts(3).deadline(Duration::from_secs(20))));
+/// # let _ = layer;
+/// # Ok::<(), tower_fal::CredentialError>(())
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct Transient {
+    attempts: u32,
+    first_delay: Duration,
+    longest_delay: Duration,
+    deadline: Duration,
+    budget: Arc<TpsBudget>,
+    not_sent: fn(&(dyn Error + 'static)) -> bool,
+}
+
+/// In a request's extensions: it may be sent more than once, whatever its method. You say so, and you pay for it.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Repeatable;
+
+impl Transient {
+    /// How often a request is sent at most, the first time included. Default: 4.
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts;
+        self
+    }
+
+    /// The limit of the first wait; that of each further one is twice as long. Default: 250 ms.
+    pub fn first_delay(mut self, delay: Duration) -> Self {
+        self.first_delay = delay;
+        self
+    }
+
+    /// The longest wait, also when `Retry-After` asks for more. Default: 10 s.
+    pub fn longest_delay(mut self, delay: Duration) -> Self {
+        self.longest_delay = delay;
+        self
+    }
+
+    /// How long after the first attempt there may be another one. Default: 60 s. A wait that would end later is not
+    /// begun.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Another budget of retries. Default: one in five requests, and ten a second at least.
+    pub fn budget(mut self, budget: TpsBudget) -> Self {
+        self.budget = Arc::new(budget);
+        self
+    }
+
+    /// Which errors of the service inside say that the request was certainly not sent. It is called with the error and
+    /// then with each of its causes. Default: [`connection_failed`]. What it does not know counts as sent.
+    pub fn not_sent(mut self, not_sent: fn(&(dyn Error + 'static)) -> bool) -> Self {
+        self.not_sent = not_sent;
+        self
+    }
+}
+
+impl Default for Transient {
+    fn default() -> Self {
+        Self {
+            attempts: DEFAULT_ATTEMPTS,
+            first_delay: DEFAULT_FIRST_DELAY,
+            longest_delay: DEFAULT_LONGEST_DELAY,
+            deadline: DEFAULT_DEADLINE,
+            budget: Arc::new(TpsBudget::default()),
+            not_sent: connection_failed,
+        }
+    }
+}
+
+impl fmt::Debug for Transient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transient")
+            .field("attempts", &self.attempts)
+            .field("first_delay", &self.first_delay)
+            .field("longest_delay", &self.longest_delay)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether an error says that there was no connection: refused or unreachable, or with the `client` feature
+/// hyper-util's own word for it.
+#[must_use]
+pub fn connection_failed(error: &(dyn Error + 'static)) -> bool {
+    #[cfg(feature = "client")]
+    if error.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect()) {
+        return true;
+    }
+    error.downcast_ref::<io::Error>().is_some_and(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
+        )
+    })
+}
+
+/// How far one request has come.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    made: u32,
+    began: Instant,
+}
+
+/// How an attempt ended.
+pub(crate) enum Ended<'a> {
+    Answered(StatusCode, &'a HeaderMap),
+    Failed(&'a (dyn Error + 'static)),
+}
+
+impl Attempts {
+    pub(crate) fn first() -> Self {
+        Self { made: 1, began: Instant::now() }
+    }
+}
+
+impl Transient {
+    /// How long to wait before the request is sent again; `None` when it is not.
+    pub(crate) fn wait(&self, request: &Parts, attempts: &mut Attempts, ended: &Ended<'_>) -> Option<Duration> {
+        if !self.is_transient(ended) {
+            if matches!(ended, Ended::Answered(..)) {
+                self.budget.deposit();
+            }
+            return None;
+        }
+        if !self.may_repeat(request, ended) || attempts.made >= self.attempts {
+            return None;
+        }
+        let wait = self.delay(attempts.made, ended);
+        if attempts.began.elapsed().saturating_add(wait) > self.deadline {
+            return None;
+        }
+        if !self.budget.withdraw() {
+            events::retry_budget_exhausted();
+            return None;
+        }
+        attempts.made += 1;
+        events::retried(attempts.made, wait);
+        Some(wait)
+    }
+
+    fn is_transient(&self, ended: &Ended<'_>) -> bool {
+        let Ended::Answered(status, headers) = ended else { return true };
+        let says = |name: &str, word: &str| {
+            headers.get(name).is_some_and(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
+        };
+        let transient = matches!(
+            *status,
+            StatusCode::TOO_MANY_REQUESTS
+                | StatusCode::BAD_GATEWAY
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT
+        );
+        let callers_own = *status == StatusCode::GATEWAY_TIMEOUT && says("x-fal-request-timeout-type", "user");
+        transient && !callers_own && !says("x-fal-retryable", "false")
+    }
+
+    fn may_repeat(&self, request: &Parts, ended: &Ended<'_>) -> bool {
+        let certainly_not_sent = match ended {
+            Ended::Answered(..) => false,
+            Ended::Failed(error) => causes(*error).any(self.not_sent),
+        };
+        certainly_not_sent
+            || matches!(request.method, Method::GET | Method::HEAD)
+            || is_cancel(&request.method, &request.uri)
+            || request.extensions.get::<Repeatable>().is_some()
+    }
+
+    fn delay(&self, made: u32, ended: &Ended<'_>) -> Duration {
+        if let Ended::Answered(_, headers) = ended
+            && let Some(asked) = retry_after(headers, SystemTime::now())
+        {
+            return asked.min(self.longest_delay);
+        }
+        let limit = self.first_delay.saturating_mul(2_u32.saturating_pow(made - 1)).min(self.longest_delay);
+        limit.mul_f64(fastrand::f64()) // "full jitter": anywhere up to the limit
+    }
+}
+
+/// `PUT /{owner}/{app}/requests/{id}/cancel`: cancelling twice is cancelling.
+fn is_cancel(method: &Method, uri: &Uri) -> bool {
+    let mut ends_with = uri.path().rsplit('/');
+    *method == Method::PUT
+        && ends_with.next() == Some("cancel")
+        && ends_with.next().is_some_and(|id| !id.is_empty())
+        && ends_with.next() == Some("requests")
+}
