@@ -1,8 +1,9 @@
 //! A key that is rotated under load, without a network: `cargo run --example quickstart`.
 //!
 //! An in-process fal, a key file in a temporary directory, and a steady stream of requests through hyper-util's
-//! client and `FalAuthLayer`. The key in the file is swapped the way kubelet swaps a mounted Secret, the old one is
-//! revoked at fal, and the stream goes on. It ends by itself in a few seconds.
+//! client and `tower_fal::layer`. The key in the file is swapped the way kubelet swaps a mounted Secret, and the old
+//! one is revoked at fal: first after the swap, then before it. The stream goes on. In the end the account is locked,
+//! and the error says what to do. It ends by itself in a few seconds.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)] // an example is there to be read
@@ -20,7 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Request;
+use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -29,19 +30,26 @@ use hyper_util::{
 use tokio::task::JoinSet;
 use tower::{ServiceBuilder, ServiceExt as _};
 use tower_fal::{
-    Credential, CredentialStore, FalAuth, FalAuthLayer, mock::MockFal, origin::FalOrigins, source::FileSource,
+    Credential, CredentialStore, FalAuth, FalAuthError, FalRetry,
+    mock::{Lock, MockFal},
+    origin::FalOrigins,
+    retry::ReplayBody,
+    source::FileSource,
 };
 
 /// The concrete type of the client: what a struct field would say.
-type FalHttp = FalAuth<Client<HttpConnector, Full<Bytes>>>;
+type FalHttp = FalRetry<FalAuth<Client<HttpConnector, ReplayBody<Full<Bytes>>>>>;
 
 const STREAMS: u64 = 4;
 const PHASE: Duration = Duration::from_millis(800);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let first = Credential::key("first-key:quickstart-secret-1")?;
-    let second = Credential::key("second-key:quickstart-secret-2")?;
+    let [first, second, third] = [
+        Credential::key("first-key:quickstart-secret-1")?,
+        Credential::key("second-key:quickstart-secret-2")?,
+        Credential::key("third-key:quickstart-secret-3")?,
+    ];
 
     println!("A fal in this process, a key file, and {STREAMS} streams of requests.\n");
     let fal = MockFal::start().await?;
@@ -53,7 +61,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let source = FileSource::new(volume.path().join("fal_key")).poll_every(Duration::from_millis(100));
     let store = CredentialStore::builder(source).build().await?;
     let client: FalHttp = ServiceBuilder::new()
-        .layer(FalAuthLayer::new(store.clone()).origins(FalOrigins::new().and(&fal.run_origin())?))
+        .layer(tower_fal::layer(&store).auth(|auth| auth.origins(FalOrigins::new().loopback_http())))
         .service(Client::builder(TokioExecutor::new()).build_http());
 
     let load = Load::start(&client, &fal);
@@ -66,11 +74,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     fal.accept(&second);
     let swapped = Instant::now();
     write_like_kubelet(volume.path(), "second-key:quickstart-secret-2\n")?;
-    store.subscribe().wait_for(|status| status.key_id.as_ref().is_some_and(|id| id.as_str() == "second-key")).await?;
-    println!(
-        "   second-key is in use {} ms after the swap (the file is looked at every 100 ms)",
-        swapped.elapsed().as_millis()
-    );
+    in_use(&store, "second-key", swapped, "the swap").await?;
     tokio::time::sleep(PHASE).await;
     print_phase(&fal);
 
@@ -79,11 +83,36 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tokio::time::sleep(PHASE).await;
     print_phase(&fal);
 
+    println!("4  second-key is revoked as well, before third-key is in the file: requests are refused, wait,");
+    println!("   and are sent again.");
+    let revoked = Instant::now();
+    fal.accept(&third);
+    fal.revoke(&second);
+    tokio::time::sleep(PHASE / 2).await;
+    write_like_kubelet(volume.path(), "third-key:quickstart-secret-3\n")?;
+    in_use(&store, "third-key", revoked, "the revocation").await?;
+    tokio::time::sleep(PHASE).await;
+    print_phase(&fal);
+
     let (sent, failed) = load.stop().await?;
-    println!("{sent} requests, {failed} failed");
+    println!("{sent} requests, {failed} failed\n");
     if failed > 0 {
         return Err("a rotation must not cost a request".into());
     }
+
+    println!("5  The account is locked. Another key would not help, so nothing is reloaded or sent again:");
+    fal.lock(Lock::ExhaustedBalance);
+    match send(client, &fal.run_url("/fal-ai/flux/dev")).await {
+        Err(FalAuthError::Forbidden(refusal)) => println!("   {:?}\n   {refusal}", refusal.reason()),
+        other => return Err(format!("expected a refusal, and not {other:?}").into()),
+    }
+    Ok(())
+}
+
+/// Waits until the store has the key, and says how long that took.
+async fn in_use(store: &CredentialStore, key: &str, since: Instant, what: &str) -> Result<(), Box<dyn Error>> {
+    store.subscribe().wait_for(|status| status.key_id.as_ref().is_some_and(|id| id.as_str() == key)).await?;
+    println!("   {key} is in use {} ms after {what} (the file is looked at every 100 ms)", since.elapsed().as_millis());
     Ok(())
 }
 
@@ -123,13 +152,14 @@ impl Load {
     }
 }
 
-async fn send(client: FalHttp, url: &http::Uri) -> Result<bool, Box<dyn Error + Send + Sync>> {
-    let body = Full::new(Bytes::from_static(br#"{"prompt":"a lighthouse"}"#));
-    let request = Request::post(url).header("content-type", "application/json").body(body)?;
+async fn send(client: FalHttp, url: &http::Uri) -> Result<bool, FalAuthError> {
+    let mut request = Request::new(Full::new(Bytes::from_static(br#"{"prompt":"a lighthouse"}"#)));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = url.clone();
     let response = client.oneshot(request).await?;
     let ok = response.status().is_success();
-    response.into_body().collect().await?; // the connection is used again
-    Ok(ok)
+    // To its end, so that the connection is used again.
+    Ok(ok && response.into_body().collect().await.is_ok())
 }
 
 /// What fal saw since the last phase: how many requests with which key, and how many it refused.

@@ -11,12 +11,13 @@
 //!    application would run, and bill, twice.
 //! 4. **401**, and the store's credential is newer by now: the request is sent again with that.
 //! 5. **401**, and the store's credential is the refused one, but younger than the
-//!    [`overlap`](FalRetryLayer::overlap): fal may not know it yet. The request is sent again
-//!    with the one before it.
+//!    [`overlap`](FalRetryLayer::overlap): fal may not know it yet. The request is sent again with the one before it;
+//!    if that is refused as well, it goes on with 6.
 //! 6. **401** otherwise: the store reloads, once for everyone, and the request waits up to 2 s for a newer credential.
 //!    When one comes, it is sent again; when none does, that is a typed error, with the reload's own error inside.
 //!
-//! A request is sent again at most once for this, and only if its body can be: see [`ReplayBody`].
+//! A request is sent again at most once with a newer credential and at most once with the one before, and only if
+//! its body can be: see [`ReplayBody`].
 //!
 //! # Example
 //! ```

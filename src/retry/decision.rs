@@ -9,12 +9,21 @@ use crate::{error::Reason, generation::Generation};
 pub(crate) struct Refused {
     pub(crate) status: StatusCode,
     pub(crate) reason: Reason,
-    /// What it was sent with; `None` is a credential of its own.
+    /// The newest credential that it was sent with; `None` is a credential of its own.
     pub(crate) generation: Option<Generation>,
     /// Whether it can be sent again.
     pub(crate) replayable: bool,
-    /// Whether it was sent again already.
-    pub(crate) replayed: bool,
+    /// Whether it was sent again already: with a newer credential, or with the one before.
+    pub(crate) replayed: Replayed,
+}
+
+/// Each is done once at most. The one before is tried first, if at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Replayed {
+    #[default]
+    Not,
+    WithPrevious,
+    WithNewer,
 }
 
 /// What the store has to offer at this moment.
@@ -56,7 +65,7 @@ impl Action {
     }
 }
 
-/// A request is sent again only for a key that may be at fault, with another key, and once.
+/// A request is sent again only for a key that may be at fault, with another key, and with each kind of other key once.
 pub(crate) fn decide(refused: Refused, store: Offer) -> Action {
     // Somebody else's credential is somebody else's to renew.
     let Some(sent_with) = refused.generation else { return Action::Refuse };
@@ -73,14 +82,17 @@ pub(crate) fn decide(refused: Refused, store: Offer) -> Action {
         return Action::Refuse;
     }
     let newer = store.current > sent_with;
-    if refused.replayed || !refused.replayable {
+    if refused.replayed == Replayed::WithNewer || !refused.replayable {
         let look = !newer && store.may_reload;
         return if look { Action::RefuseAndReload } else { Action::Refuse };
     }
     if newer {
         // Late: the credential was rotated while the request was under way.
         Action::Replay
-    } else if store.previous.is_some() && refused.status == StatusCode::UNAUTHORIZED {
+    } else if store.previous.is_some()
+        && refused.replayed == Replayed::Not
+        && refused.status == StatusCode::UNAUTHORIZED
+    {
         // Early: we have a key that fal does not know yet.
         Action::ReplayWithPrevious
     } else if store.may_reload {
@@ -100,7 +112,7 @@ mod tests {
         reason: Reason::UnknownCredential,
         generation: Some(Generation::FIRST),
         replayable: true,
-        replayed: false,
+        replayed: Replayed::Not,
     };
     const FORBIDDEN: Refused =
         Refused { status: StatusCode::FORBIDDEN, reason: Reason::InsufficientPermissions, ..UNAUTHORIZED };
@@ -114,7 +126,8 @@ mod tests {
         let asked = Offer { may_reload: false, ..SAME };
         let forbidden_too = Offer { may_reload_on_forbidden: true, ..SAME };
         let own = Refused { generation: None, ..UNAUTHORIZED };
-        let replayed = Refused { replayed: true, ..UNAUTHORIZED };
+        let replayed = Refused { replayed: Replayed::WithNewer, ..UNAUTHORIZED };
+        let went_back = Refused { replayed: Replayed::WithPrevious, ..UNAUTHORIZED };
         let streamed = Refused { replayable: false, ..UNAUTHORIZED };
         let because = |reason| Refused { reason, ..UNAUTHORIZED };
         let forbidden = |reason| Refused { reason, ..FORBIDDEN };
@@ -143,6 +156,9 @@ mod tests {
             ("the second 401", replayed, SAME, Action::RefuseAndReload),
             ("the second 401, a newer key", replayed, newer, Action::Refuse),
             ("the second 401, an older key", replayed, overlapping, Action::RefuseAndReload),
+            ("the one before is refused as well", went_back, SAME, Action::Reload),
+            ("the one before is refused as well, a newer key", went_back, newer, Action::Replay),
+            ("the one before is refused as well, yet another one", went_back, overlapping, Action::Reload),
             ("a body that is gone", streamed, SAME, Action::RefuseAndReload),
             ("a body that is gone, a newer key", streamed, newer, Action::Refuse),
             ("a body that is gone, asked in vain", streamed, asked, Action::Refuse),

@@ -17,6 +17,7 @@ use tower_service::Service;
 use super::transient::{Attempts, Ended};
 use super::{
     Mode, Rules,
+    decision::Replayed,
     judge::{Answer, ReplayWith, Verdict},
     peeked_body::{Peeked, PeekedBody},
     replay_body::{Replay, ReplayBody},
@@ -63,9 +64,11 @@ struct Again<S, B> {
     head: Parts,
     body: Replay<B>,
     rules: Arc<Rules>,
-    /// Whether this is the second attempt for the sake of the credential, and what that is sent with.
-    replayed: bool,
+    /// Whether it was sent again for the sake of the credential, and what it is sent with.
+    replayed: Replayed,
     with: ReplayWith,
+    /// The newest credential that was refused.
+    refused: Option<Stamp>,
     #[cfg(feature = "transient")]
     attempts: Option<Attempts>,
 }
@@ -91,8 +94,9 @@ where
             service,
             head: kept,
             body,
-            replayed: false,
+            replayed: Replayed::Not,
             with: ReplayWith::Current,
+            refused: None,
             #[cfg(feature = "transient")]
             attempts: rules.transient.is_some().then(Attempts::first),
             rules,
@@ -140,13 +144,12 @@ where
                             continue;
                         }
                         again.body.keep_no_longer();
-                        if again.replayed {
+                        if again.replayed != Replayed::Not {
                             events::replayed(true);
                         }
                         return Poll::Ready(Ok(M::not_refused(response)));
                     };
-                    let (replayable, replayed) = (again.body.is_possible(), again.replayed);
-                    let judging = judge::<R, M>(response, stamp, replayable, replayed, Arc::clone(&again.rules));
+                    let judging = judge::<R, M>(response, again.refused(stamp), Arc::clone(&again.rules));
                     State::Judged { judging: Box::pin(judging) }
                 }
                 StateProjection::Judged { judging } => {
@@ -154,7 +157,11 @@ where
                     // Asked first, as this takes the upload away from the attempt that has it.
                     match replay.and_then(|with| Some((with, again.body.start_over()?))) {
                         Some((with, body)) => {
-                            (again.with, again.replayed) = (with, true);
+                            again.replayed = match with {
+                                ReplayWith::Current => Replayed::WithNewer,
+                                ReplayWith::Previous(_) => Replayed::WithPrevious,
+                            };
+                            again.with = with;
                             State::Readying { body }
                         }
                         None => {
@@ -164,7 +171,7 @@ where
                             } else {
                                 again.body.give_up();
                             }
-                            if again.replayed {
+                            if again.replayed != Replayed::Not {
                                 events::replayed(false);
                             }
                             return Poll::Ready(M::refused(refusal, response));
@@ -191,6 +198,15 @@ where
 }
 
 impl<S, B> Again<S, B> {
+    fn refused(&mut self, sent_with: Stamp) -> RefusedRequest {
+        let newest = match self.refused.take() {
+            Some(refused) if refused.generation() > sent_with.generation() => refused,
+            _ => sent_with.clone(),
+        };
+        self.refused = Some(newest.clone());
+        RefusedRequest { sent_with, newest, replayable: self.body.is_possible(), replayed: self.replayed }
+    }
+
     fn request(&self, body: ReplayBody<B>) -> Request<ReplayBody<B>> {
         let mut head = self.head.clone();
         if let ReplayWith::Previous(snapshot) = &self.with {
@@ -224,20 +240,30 @@ fn stamp_of<R>(response: &Response<R>) -> Option<Stamp> {
         .flatten()
 }
 
-async fn judge<R: Body, M: Mode>(
-    response: Response<R>,
-    stamp: Stamp,
+/// A request as it stands when it is refused.
+struct RefusedRequest {
+    sent_with: Stamp,
+    newest: Stamp,
     replayable: bool,
-    replayed: bool,
-    rules: Arc<Rules>,
-) -> Judged<R> {
+    replayed: Replayed,
+}
+
+async fn judge<R: Body, M: Mode>(response: Response<R>, request: RefusedRequest, rules: Arc<Rules>) -> Judged<R> {
     let (head, body) = response.into_parts();
     let mut body = Peeked::read(body, rules.read_timeout).await;
     if !M::HANDS_ON {
         body.drop_rest(); // before any wait: others may need the connection
     }
-    let answer =
-        Answer { status: head.status, headers: &head.headers, body: body.start(), stamp: &stamp, replayable, replayed };
+    let RefusedRequest { sent_with, newest, replayable, replayed } = &request;
+    let answer = Answer {
+        status: head.status,
+        headers: &head.headers,
+        body: body.start(),
+        sent_with,
+        newest,
+        replayable: *replayable,
+        replayed: *replayed,
+    };
     let verdict = rules.judge.judge(answer).await;
     Judged { response: Response::from_parts(head, PeekedBody::peeked(body)), verdict }
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use tokio::{sync::Semaphore, time::Instant};
 
-use super::decision::{Action, Offer, Refused, decide};
+use super::decision::{Action, Offer, Refused, Replayed, decide};
 use crate::{
     auth::Stamp,
     error::{Reason, Refusal, RefusalParts, ReloadError, classify},
@@ -52,10 +52,12 @@ pub(crate) struct Answer<'a> {
     pub(crate) headers: &'a HeaderMap,
     /// As much of the body as was read.
     pub(crate) body: Bytes,
-    pub(crate) stamp: &'a Stamp,
+    /// What the request was sent with this time, and the newest that it was ever sent with.
+    pub(crate) sent_with: &'a Stamp,
+    pub(crate) newest: &'a Stamp,
     /// Whether the request can be sent again, and whether it was.
     pub(crate) replayable: bool,
-    pub(crate) replayed: bool,
+    pub(crate) replayed: Replayed,
 }
 
 /// What follows: the refusal, unless the request is sent again.
@@ -101,11 +103,19 @@ impl Waiting {
 
 impl Judge {
     pub(crate) async fn judge(&self, answer: Answer<'_>) -> Verdict {
-        let Answer { status, headers, body, stamp, replayable, replayed } = answer;
-        let read = classify(status, headers, &body, Some(stamp.credential()));
+        let Answer { status, headers, body, sent_with, newest, replayable, replayed } = answer;
+        let read = classify(status, headers, &body, Some(sent_with.credential()));
+        if let (Some(store), Some(generation)) = (&self.store, sent_with.generation())
+            && status == StatusCode::UNAUTHORIZED
+            && read.reason != Reason::Application
+        {
+            store.note_refused(generation);
+        }
+        // From here on it is the newest one that matters: that the one before it does not work either is no news.
+        let stamp = newest;
         let refused = Refused { status, reason: read.reason, generation: stamp.generation(), replayable, replayed };
         let Acted { action, previous, reload } = match (&self.store, stamp.generation()) {
-            (Some(store), Some(sent_with)) => self.act(refused, store, sent_with).await,
+            (Some(store), Some(generation)) => self.act(refused, store, generation).await,
             _ => Action::Refuse.into(),
         };
         events::refused(status, read.reason, action.as_str(), stamp.source(), stamp.key_id());
@@ -126,7 +136,7 @@ impl Judge {
             headers: headers.clone(),
             body,
             replayable,
-            replayed,
+            replayed: replayed != Replayed::Not,
             reload,
         });
         Verdict { replay, refusal }
@@ -135,9 +145,6 @@ impl Judge {
     /// Decides, reloads if that is the decision, and decides again.
     async fn act(&self, refused: Refused, store: &CredentialStore, sent_with: Generation) -> Acted {
         let unauthorized = refused.status == StatusCode::UNAUTHORIZED;
-        if unauthorized && refused.reason != Reason::Application {
-            store.note_refused(sent_with);
-        }
         match self.decide(refused, store, true) {
             Acted { action: Action::RefuseAndReload, .. } => {
                 store.ask_past(sent_with);
