@@ -60,7 +60,8 @@ impl<R: Body> Peeked<R> {
 
     async fn fill(&mut self) {
         let mut length = 0;
-        while length < MAX_PEEK {
+        // Frames are counted too, or empty ones could pile up without end.
+        while length < MAX_PEEK && self.read.len() < MAX_PEEK {
             let Some(rest) = &mut self.rest else { return };
             match rest.frame().await {
                 Some(Ok(frame)) => {
@@ -154,5 +155,209 @@ impl<R: Body> Peeked<R> {
 impl<R: Body> fmt::Debug for PeekedBody<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PeekedBody").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, task::Waker};
+
+    use http::HeaderMap;
+    use http_body_util::{Empty, Full};
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    /// A body that does as it is told.
+    #[derive(Clone, Debug)]
+    struct Script {
+        steps: VecDeque<Step>,
+        states_length: bool,
+        knows_its_end: bool,
+        endless: bool,
+        /// Whoever has the other end sees when the body is dropped.
+        alive: Arc<()>,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Data(Vec<u8>),
+        Trailers,
+        Error,
+        /// Nothing more, now or later.
+        Stall,
+    }
+
+    impl Script {
+        fn new(steps: impl IntoIterator<Item = Step>) -> Self {
+            Self {
+                steps: steps.into_iter().collect(),
+                states_length: false,
+                knows_its_end: false,
+                endless: false,
+                alive: Arc::default(),
+            }
+        }
+
+        fn length(&self) -> u64 {
+            self.steps.iter().map(|step| if let Step::Data(data) = step { data.len() as u64 } else { 0 }).sum()
+        }
+    }
+
+    impl Body for Script {
+        type Data = Bytes;
+        type Error = &'static str;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+            if matches!(self.steps.front(), Some(Step::Stall)) {
+                return Poll::Pending;
+            }
+            let step = self.steps.pop_front();
+            if self.endless {
+                self.steps.extend(step.clone());
+            }
+            Poll::Ready(step.map(|step| match step {
+                Step::Data(data) => Ok(Frame::data(data.into())),
+                Step::Trailers => {
+                    Ok(Frame::trailers(HeaderMap::from_iter([("x-checksum".parse().unwrap(), 1.into())])))
+                }
+                Step::Error | Step::Stall => Err("as told"),
+            }))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.knows_its_end && self.steps.is_empty()
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            if self.states_length { SizeHint::with_exact(self.length()) } else { SizeHint::default() }
+        }
+    }
+
+    /// What a caller gets: the pieces put together, trailers, and how it ends.
+    #[derive(Debug, PartialEq)]
+    struct Got {
+        size: Option<u64>,
+        bytes: Vec<u8>,
+        trailers: Vec<HeaderMap>,
+        error: Option<&'static str>,
+    }
+
+    impl Got {
+        fn all_of(mut body: impl Body<Data = Bytes, Error = &'static str> + Unpin) -> Self {
+            let mut got = Self { size: body.size_hint().exact(), bytes: Vec::new(), trailers: Vec::new(), error: None };
+            while !body.is_end_stream() {
+                match Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())) {
+                    Poll::Pending => panic!("it waits"),
+                    Poll::Ready(None) => break,
+                    Poll::Ready(Some(Err(error))) => {
+                        got.error = Some(error);
+                        break;
+                    }
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) => got.bytes.extend_from_slice(&data),
+                        Err(frame) => got.trailers.push(frame.into_trailers().unwrap()),
+                    },
+                }
+                if let Some(size) = got.size {
+                    assert_eq!(body.size_hint().exact(), Some(size - got.bytes.len() as u64));
+                }
+            }
+            got
+        }
+    }
+
+    async fn read(body: Script) -> Peeked<Script> {
+        Peeked::read(body, Duration::from_secs(1)).await
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(future)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_was_looked_at_is_handed_on_whole(
+            pieces in vec(prop_oneof![Just(0), 1..100_usize, Just(MAX_PEEK - 1), Just(MAX_PEEK), Just(MAX_PEEK + 1)], 0..5),
+            last in prop_oneof![4 => Just(None), 1 => Just(Some(Step::Trailers)), 1 => Just(Some(Step::Error))],
+            states_length in any::<bool>(),
+            knows_its_end in any::<bool>(),
+        ) {
+            let data = pieces.iter().enumerate().map(|(number, &length)| Step::Data(vec![number as u8; length]));
+            let script = Script { states_length, knows_its_end, ..Script::new(data.chain(last)) };
+            let plain = Got::all_of(script.clone());
+
+            let peeked = block_on(read(script.clone()));
+            prop_assert!(peeked.start() == plain.bytes[..plain.bytes.len().min(MAX_PEEK)]);
+            prop_assert!(Got::all_of(PeekedBody::peeked(peeked)) == plain);
+            prop_assert!(Got::all_of(PeekedBody::whole(script)) == plain);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stalls_is_looked_at_as_far_as_it_came_and_waits_on_after_that() {
+        let began = tokio::time::Instant::now();
+        let peeked = read(Script::new([Step::Data(b"so far".into()), Step::Stall])).await;
+        assert_eq!(began.elapsed(), Duration::from_secs(1));
+        assert_eq!(peeked.start(), "so far");
+
+        let mut body = PeekedBody::peeked(peeked);
+        let mut poll = || Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(poll(), Poll::Ready(Some(Ok(frame))) if frame.data_ref().unwrap() == "so far"));
+        assert!(poll().is_pending());
+        assert!(!body.is_end_stream());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_without_end_are_not_read_without_end() {
+        for step in [Step::Data(Vec::new()), Step::Trailers, Step::Data(vec![b'x'])] {
+            let peeked = read(Script { endless: true, ..Script::new([step]) }).await;
+            assert_eq!(peeked.read.len(), MAX_PEEK);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_body_is_read_to_its_end_so_that_the_connection_is_free() {
+        for knows_its_end in [false, true] {
+            let script = Script { knows_its_end, ..Script::new([Step::Data(b"short".into())]) };
+            let alive = Arc::downgrade(&script.alive);
+            let peeked = read(script).await;
+            assert!(alive.upgrade().is_none(), "the end was not seen");
+            assert_eq!(peeked.start(), "short");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rest_of_a_long_body_can_be_dropped_before_a_wait() {
+        let script = Script::new([Step::Data(vec![0; MAX_PEEK]), Step::Data(vec![0; 1])]);
+        let alive = Arc::downgrade(&script.alive);
+        let mut peeked = read(script).await;
+        assert!(alive.upgrade().is_some());
+        peeked.drop_rest();
+        assert!(alive.upgrade().is_none());
+        assert_eq!(peeked.start().len(), MAX_PEEK);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_of_one_piece_is_not_copied() {
+        let piece = Bytes::from(vec![1; 1000]);
+        let peeked = Peeked::read(Full::new(piece.clone()), Duration::from_secs(1)).await;
+        assert_eq!(peeked.start().as_ptr(), piece.as_ptr());
+        let frame = http_body_util::BodyExt::frame(&mut PeekedBody::peeked(peeked)).await.unwrap().unwrap();
+        assert_eq!(frame.data_ref().unwrap().as_ptr(), piece.as_ptr());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_body_is_none() {
+        let peeked = Peeked::read(Empty::<Bytes>::new(), Duration::from_secs(1)).await;
+        assert!(peeked.start().is_empty());
+        let body = PeekedBody::peeked(peeked);
+        assert!(body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), Some(0));
     }
 }

@@ -8,6 +8,7 @@ mod auth;
 mod file_rotation;
 mod leak;
 mod redirect;
+mod replay;
 #[cfg(unix)]
 mod rotation;
 mod store;
