@@ -1,7 +1,7 @@
 //! What being able to replay costs a request that is not refused: `cargo bench --bench retry`.
 //!
 //! One call over a service that does nothing, with a body of one piece, polled to its end. Making the request and
-//! dropping the response are not measured. The allocations are counted beside the times.
+//! dropping the response are not measured. The allocations are counted by `tests/alloc.rs`.
 //!
 //! | case | is |
 //! |---|---|
@@ -21,14 +21,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use divan::{AllocProfiler, Bencher, black_box};
+use divan::{Bencher, black_box};
 use http::{Request, Response, request::Parts};
 use http_body_util::Full;
 use tower::{Layer as _, Service, retry::Policy};
 use tower_fal::{Credential, CredentialStore, FalAuthLayer};
-
-#[global_allocator]
-static ALLOCATIONS: AllocProfiler = AllocProfiler::system();
 
 type Body = Full<Bytes>;
 
@@ -36,27 +33,27 @@ fn main() {
     divan::main();
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 500, sample_size = 64)]
 fn service_alone(bencher: Bencher) {
     call(bencher, Nothing);
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 500, sample_size = 64)]
 fn auth(bencher: Bencher) {
     call(bencher, FalAuthLayer::new(store()).layer(Nothing));
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 500, sample_size = 64)]
 fn layer(bencher: Bencher) {
     call(bencher, tower_fal::layer(&store()).layer(Nothing));
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 500, sample_size = 64)]
 fn tower_retry(bencher: Bencher) {
     call(bencher, tower::retry::Retry::new(ClonesAndNeverRetries, FalAuthLayer::new(store()).layer(Nothing)));
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 500, sample_size = 64)]
 fn clone_of_the_head(bencher: Bencher) {
     // Of a fresh request: the first clone of a value costs more than the next one.
     let head = || -> Parts { request().into_parts().0 };

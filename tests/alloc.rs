@@ -16,12 +16,15 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
-use tower::{Layer as _, Service};
+use http_body_util::Full;
+use tower::{Layer as _, Service, service_fn};
 use tower_fal::{
     Credential, CredentialStore, FalAuth, FalAuthLayer,
     auth::Stamp,
     origin::{EveryRequest, FalOrigins, OriginPolicy},
+    retry::ReplayBody,
 };
 
 struct Counting;
@@ -281,4 +284,23 @@ fn authorizing_a_handshake_allocates_nothing() {
     let counted = allocations(|| store.authorize(&mut handshake));
     assert_eq!(counted, 0);
     assert_eq!(handshake.headers()[AUTHORIZATION], "Key house-id:house-secret");
+}
+
+#[test]
+fn being_able_to_replay_costs_a_copy_of_the_head_and_one_allocation_if_there_is_a_body() {
+    let answer = |request: Request<ReplayBody<Full<Bytes>>>| {
+        drop(request);
+        ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())))
+    };
+    let mut service = tower_fal::layer(&store()).layer(service_fn(answer));
+    for (body, more) in [(Full::from("{}"), 1), (Full::default(), 0)] {
+        let head = request("https://fal.run/a").into_parts().0;
+        let copy = allocations(|| head.clone());
+        let given = request("https://fal.run/a").map(|()| body);
+        let counted = allocations(|| match pin!(service.call(given)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(response)) => response,
+            _ => unreachable!("the service inside is always ready"),
+        });
+        assert_eq!(counted, copy + more);
+    }
 }

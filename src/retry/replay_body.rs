@@ -60,16 +60,23 @@ struct Kept {
     keeping: bool,
     /// As it came: a body of one piece is not copied.
     first: Option<Bytes>,
-    /// Pieces that an earlier attempt has sealed.
-    sealed: Vec<Bytes>,
-    /// All further ones, copied: a small piece of a large buffer would keep the whole of it.
-    open: BytesMut,
-    trailers: Option<HeaderMap>,
+    /// What most bodies do not have.
+    more: Option<Box<More>>,
     /// How many of the pieces the current attempt has got, and whether it has got the trailers.
     given: usize,
     trailers_given: bool,
     reserved: Reservation,
     most: u64,
+}
+
+/// What comes behind the first piece.
+#[derive(Default)]
+struct More {
+    /// Pieces that an earlier attempt has sealed.
+    sealed: Vec<Bytes>,
+    /// All further ones, copied: a small piece of a large buffer would keep the whole of it.
+    open: BytesMut,
+    trailers: Option<HeaderMap>,
 }
 
 impl<B: Body> ReplayBody<B> {
@@ -161,12 +168,19 @@ impl<B> Replay<B> {
     }
 
     /// The answer is there and needs no further attempt: nothing is kept any more, while the upload may go on.
-    pub(crate) fn keep_no_longer(&self) {
-        if let Some(slot) = &self.upload
+    pub(crate) fn keep_no_longer(&mut self) {
+        if self.attempt_is_gone() {
+            self.upload = None;
+        } else if let Some(slot) = &self.upload
             && let Some(upload) = &mut *lock(slot)
         {
             upload.kept.give_up();
         }
+    }
+
+    /// Whether nobody else has the upload: what is kept of it goes with this hold.
+    fn attempt_is_gone(&self) -> bool {
+        self.upload.as_ref().is_none_or(|slot| Arc::strong_count(slot) == 1)
     }
 
     /// The request has failed: the upload ends with an error, and the body is dropped, now.
@@ -273,9 +287,7 @@ impl Kept {
         Self {
             keeping: true,
             first: None,
-            sealed: Vec::new(),
-            open: BytesMut::new(),
-            trailers: None,
+            more: None,
             given: 0,
             trailers_given: false,
             reserved: Reservation { bytes: 0, memory },
@@ -295,29 +307,37 @@ impl Kept {
             self.first = Some(data.clone());
             self.given += 1;
         } else {
-            self.open.extend_from_slice(data);
+            self.more.get_or_insert_default().open.extend_from_slice(data);
         }
     }
 
     fn keep_trailers(&mut self, trailers: &HeaderMap) {
         if self.keeping {
-            self.trailers = Some(trailers.clone());
+            self.more.get_or_insert_default().trailers = Some(trailers.clone());
             self.trailers_given = true;
         }
+    }
+
+    fn sealed(&self) -> &[Bytes] {
+        self.more.as_ref().map_or(&[], |more| &more.sealed)
+    }
+
+    fn trailers(&self) -> Option<&HeaderMap> {
+        self.more.as_ref()?.trailers.as_ref()
     }
 
     /// What the current attempt gets before the rest of the body.
     fn next(&mut self) -> Option<Frame<Bytes>> {
         let piece = match self.given.checked_sub(usize::from(self.first.is_some())) {
             None => self.first.clone(),
-            Some(index) => self.sealed.get(index).cloned(),
+            Some(index) => self.sealed().get(index).cloned(),
         };
         let frame = if let Some(piece) = piece {
             self.given += 1;
             Frame::data(piece)
         } else if !self.trailers_given {
             self.trailers_given = true;
-            Frame::trailers(self.trailers.clone()?)
+            Frame::trailers(self.trailers()?.clone())
         } else {
             return None;
         };
@@ -327,14 +347,14 @@ impl Kept {
 
     /// Whether the current attempt has got all of it.
     fn is_given(&self) -> bool {
-        self.given == usize::from(self.first.is_some()) + self.sealed.len()
-            && (self.trailers.is_none() || self.trailers_given)
+        self.given == usize::from(self.first.is_some()) + self.sealed().len()
+            && (self.trailers().is_none() || self.trailers_given)
     }
 
     /// For a new attempt, from the start.
     fn rewind(&mut self) {
-        if !self.open.is_empty() {
-            self.sealed.push(self.open.split().freeze());
+        if let Some(more) = self.more.as_mut().filter(|more| !more.open.is_empty()) {
+            more.sealed.push(more.open.split().freeze());
         }
         (self.given, self.trailers_given) = (0, false);
     }
@@ -353,7 +373,7 @@ impl Kept {
 
     fn release(&mut self) {
         self.keeping = false;
-        (self.first, self.sealed, self.open, self.trailers) = (None, Vec::new(), BytesMut::new(), None);
+        (self.first, self.more) = (None, None);
         (self.given, self.trailers_given) = (0, true);
         self.reserved.shrink_to_nothing();
     }
@@ -404,7 +424,9 @@ impl Reservation {
     }
 
     fn shrink_to_nothing(&mut self) {
-        self.memory.used.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+        if self.bytes > 0 {
+            self.memory.used.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+        }
     }
 }
 
@@ -888,7 +910,7 @@ mod tests {
             replay
         };
         let six = sent("abcdef");
-        let four = sent("abcd");
+        let mut four = sent("abcd");
         assert_eq!((memory.used(), memory.refused()), (10, 0));
         let one_more = sent("a");
         assert!(six.is_possible() && four.is_possible() && !one_more.is_possible());
