@@ -38,7 +38,9 @@ type Slot<B> = Arc<Mutex<Option<Upload<B>>>>;
 
 /// The hold on an upload of whoever may send it again.
 pub(crate) struct Replay<B> {
+    /// `None` for an empty body, and when nothing is kept any more.
     upload: Option<Slot<B>>,
+    is_empty: bool,
 }
 
 struct Upload<B> {
@@ -83,7 +85,7 @@ impl<B: Body> ReplayBody<B> {
     /// The first attempt, and the hold by which there may be a second one.
     pub(crate) fn new(body: B, most: u64, memory: &Arc<ReplayMemory>) -> (Self, Replay<B>) {
         if body.is_end_stream() {
-            return (Self { upload: None }, Replay { upload: None });
+            return (Self { upload: None }, Replay { upload: None, is_empty: true });
         }
         let hint = body.size_hint();
         // Nothing is kept of what is known to be too long. Until its first byte is read it can be sent again all the
@@ -98,7 +100,7 @@ impl<B: Body> ReplayBody<B> {
             sent: 0,
             waiting: None,
         });
-        (Self { upload: Some(Arc::clone(&slot)) }, Replay { upload: Some(slot) })
+        (Self { upload: Some(Arc::clone(&slot)) }, Replay { upload: Some(slot), is_empty: false })
     }
 }
 
@@ -153,13 +155,16 @@ impl<B> fmt::Debug for ReplayBody<B> {
 impl<B> Replay<B> {
     /// Whether a further attempt would be the whole body.
     pub(crate) fn is_possible(&self) -> bool {
-        self.upload.as_ref().is_none_or(|slot| lock(slot).as_ref().is_some_and(Upload::is_replayable))
+        self.is_empty || self.upload.as_ref().is_some_and(|slot| lock(slot).as_ref().is_some_and(Upload::is_replayable))
     }
 
     /// Takes the upload away from the attempt that has it, however far that has come, for another one. `None` when
     /// it cannot be sent again.
     pub(crate) fn start_over(&mut self) -> Option<ReplayBody<B>> {
-        let Some(current) = &mut self.upload else { return Some(ReplayBody { upload: None }) };
+        if self.is_empty {
+            return Some(ReplayBody { upload: None });
+        }
+        let current = self.upload.as_mut()?;
         let mut upload = lock(current).take_if(|upload| upload.is_replayable())?;
         wake(&mut upload);
         upload.start_over();
@@ -658,6 +663,11 @@ mod tests {
                         }
                     },
                 }
+                if let (least, Some(most)) = self.size
+                    && least == most
+                {
+                    assert_eq!(body.size_hint().exact(), Some(most - self.bytes.len() as u64), "what is left");
+                }
                 if body.is_end_stream() {
                     self.ended = self.ended.or(Some(Ended::Complete)); // as hyper believes it
                 }
@@ -856,6 +866,16 @@ mod tests {
         assert!(alive.upgrade().is_none());
         assert_eq!(memory.used(), 0);
         assert_superseded(&mut first);
+    }
+
+    #[test]
+    fn what_is_kept_no_longer_is_not_sent_again_whether_or_not_the_attempt_is_still_held() {
+        for held in [true, false] {
+            let (body, mut replay) = keep_all(Script::of(["a"]));
+            let _body = held.then_some(body);
+            replay.keep_no_longer();
+            assert!(!replay.is_possible() && replay.start_over().is_none());
+        }
     }
 
     #[test]
