@@ -125,8 +125,11 @@ where
                         Ok(response) => response,
                         Err(error) => {
                             let error = FalAuthError::from_inner(error);
+                            // A refusal that comes as an error, from such a layer further in, is final.
                             #[cfg(feature = "transient")]
-                            if let Some((wait, body)) = again.repeat(&Ended::Failed(&error)) {
+                            if matches!(error, FalAuthError::Transport(_))
+                                && let Some((wait, body)) = again.repeat(&Ended::Failed(&error))
+                            {
                                 this.state.set(State::BackingOff { waiting: Box::pin(tokio::time::sleep(wait)), body });
                                 continue;
                             }

@@ -105,16 +105,17 @@ impl Judge {
     pub(crate) async fn judge(&self, answer: Answer<'_>) -> Verdict {
         let Answer { status, headers, body, sent_with, newest, replayable, replayed } = answer;
         let read = classify(status, headers, &body, Some(sent_with.credential()));
+        let refused_by_fal = status == StatusCode::UNAUTHORIZED && read.reason != Reason::Application;
         if let (Some(store), Some(generation)) = (&self.store, sent_with.generation())
-            && status == StatusCode::UNAUTHORIZED
-            && read.reason != Reason::Application
+            && refused_by_fal
         {
             store.note_refused(generation);
         }
-        // From here on it is the newest one that matters: that the one before it does not work either is no news.
-        let stamp = newest;
-        let refused = Refused { status, reason: read.reason, generation: stamp.generation(), replayable, replayed };
-        let Acted { action, previous, reload } = match (&self.store, stamp.generation()) {
+        // That the one before the newest does not work either is no news. Any other answer is about the one that it
+        // was given to.
+        let stamp = if refused_by_fal { newest } else { sent_with };
+        let refused = Refused { status, reason: read.reason, generation: newest.generation(), replayable, replayed };
+        let Acted { action, previous, reload } = match (&self.store, newest.generation()) {
             (Some(store), Some(generation)) => self.act(refused, store, generation).await,
             _ => Action::Refuse.into(),
         };

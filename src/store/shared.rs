@@ -287,7 +287,8 @@ impl Shared {
     #[cfg(feature = "retry")]
     pub(super) fn note_refused(&self, generation: Generation) {
         let mut writer = self.writer();
-        if self.slot.load().generation() == generation {
+        // As long as there is a way back from it, it may only be early: fal does not know it yet.
+        if self.slot.load().generation() == generation && writer.previous.is_none() {
             writer.current_is_refused = true;
         }
         if writer.previous.as_ref().is_some_and(|previous| previous.snapshot.generation() == generation) {

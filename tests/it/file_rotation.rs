@@ -23,8 +23,8 @@ use tower_fal::{
 
 use crate::support::{KubeletVolume, Says, Script, current, key, key_text, status_where};
 
-/// The interval of 5 s and a fifth, and what timers round up.
-const ONE_POLL: Duration = Duration::from_millis(6010);
+/// 5 s and a fifth; twice 100 ms for a file that was just written and may be written still; and what timers round up.
+const ONE_POLL: Duration = Duration::from_millis(6000 + 2 * 100 + 10);
 
 struct KeyFile {
     directory: TempDir,

@@ -15,14 +15,17 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
+use http_body_util::Full;
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 use tower_fal::{
-    Credential, CredentialStore, FalAuthLayer, SourceError,
+    Credential, CredentialStore, FalAuthError, FalAuthLayer, FalClient, FalLayer, FalRetryLayer, SourceError,
     auth::Stamp,
     credential::CredentialError,
-    error::{BoxError, report},
+    error::{BoxError, Refusal, report},
     origin::{BoundOrigin, EveryRequest, FalOrigins},
+    retry::{ReplayBody, Transient},
     source::{self, BoxSource, CredentialSource, EnvSource, FileSource},
     store::{ReloadError, Snapshot},
 };
@@ -57,6 +60,7 @@ fn the_secret_is_in_nothing_that_is_printed() {
     let survivor = first.block_on(async {
         malformed_environment(&mut printed).await;
         requests(&mut printed).await;
+        refusals(&mut printed).await;
         a_source_in_trouble(&mut printed).await;
         a_file_in_trouble(&mut printed).await
     });
@@ -76,6 +80,8 @@ fn the_secret_is_in_nothing_that_is_printed() {
         "answers again",
         "has ended",
         "is writable by everyone",
+        "fal refused a request",
+        "was sent again with another fal credential",
     ] {
         assert!(events.iter().any(|line| line.contains(message)), "no event says `{message}`");
     }
@@ -251,6 +257,115 @@ async fn requests(printed: &mut Printed) {
     printed.debug(&handshake);
 }
 
+/// The retry layer, and a fal that echoes the secret wherever it can.
+async fn refusals(printed: &mut Printed) {
+    let store = fixed();
+    let layer = tower_fal::layer(&store);
+    printed.debug(&layer);
+    printed.debug(&layer.clone().passthrough());
+    printed.debug(&FalLayer::per_request());
+    let transient = Transient::default();
+    printed.debug(&transient);
+    printed.debug(&FalRetryLayer::new(store.clone()).transient(transient));
+
+    let own = Credential::key(format!("own-id:{NEXT}")).unwrap();
+    let token = Credential::bearer(NEXT).unwrap();
+    for status in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
+        for number in 0..ECHOES {
+            for own in [None, Some(own.clone()), Some(token.clone())] {
+                let echo = move |request: Request<ReplayBody<Full<Bytes>>>| async move {
+                    Ok::<_, Infallible>(echo(status, number, &request))
+                };
+                let request = |body: &'static str| {
+                    let mut request = Request::post("https://fal.run/a").body(Full::<Bytes>::from(body)).unwrap();
+                    own.clone().map(|own| request.extensions_mut().insert(own));
+                    request
+                };
+                let mut typed = layer.layer(service_fn(echo));
+                printed.debug(&typed);
+                let response = typed.ready().await.unwrap().call(request("{}"));
+                printed.debug(&response);
+                printed.refusal(response.await.unwrap_err());
+
+                let client = FalClient::over(typed);
+                printed.debug(&client);
+                printed.refusal(client.oneshot(request("{}")).await.unwrap_err());
+
+                let handed_on = layer.clone().passthrough().layer(service_fn(echo));
+                let response = handed_on.oneshot(request("{}")).await.unwrap();
+                printed.debug(response.body());
+                printed.debug(response.extensions());
+                printed.refusal(response.extensions().get::<Refusal>().unwrap().clone().into());
+            }
+        }
+    }
+
+    // What the service inside is given, and a key that is refused twice, with a reload that fails in the end.
+    let answer: Arc<Mutex<Option<Load>>> = Arc::default();
+    let source = source::from_fn_with("vault", None, Arc::clone(&answer), async |answer| {
+        let load = *answer.lock().unwrap();
+        load.map_or_else(|| Err("closed".into()), |load| load())
+    });
+    *answer.lock().unwrap() = Some(|| Ok(Some(Credential::key(format!("leak-id:{SECRET}"))?)));
+    let store = CredentialStore::builder(source).build().await.unwrap();
+    *answer.lock().unwrap() = Some(|| Ok(Some(Credential::key(format!("next-id:{NEXT}"))?)));
+    let given: Arc<Mutex<Printed>> = Arc::default();
+    let noted = Arc::clone(&given);
+    let service = tower_fal::layer(&store).layer(service_fn(move |request: Request<ReplayBody<Full<Bytes>>>| {
+        noted.lock().unwrap().debug(&request);
+        noted.lock().unwrap().debug(request.extensions());
+        let answer = echo(StatusCode::UNAUTHORIZED, 0, &request);
+        async move { Ok::<_, BoxError>(answer) }
+    }));
+    let request = || Request::post("https://fal.run/a").body(Full::<Bytes>::from("{}")).unwrap();
+    printed.refusal(service.clone().oneshot(request()).await.unwrap_err());
+    assert_eq!(given.lock().unwrap().texts.len(), 2 * 2 * 3, "it was sent twice");
+    *answer.lock().unwrap() = Some(|| Ok(Some(Credential::key(SECRET)?)));
+    let error = service.oneshot(request()).await.unwrap_err();
+    assert!(error.refusal().unwrap().reload_error().is_some());
+    printed.refusal(error);
+    printed.texts.append(&mut given.lock().unwrap().texts);
+
+    let broken = tower_fal::layer(&store).layer(service_fn(async |_: Request<ReplayBody<Full<Bytes>>>| {
+        Err::<Response<Full<Bytes>>, _>(io::Error::from(io::ErrorKind::ConnectionReset))
+    }));
+    printed.error(&broken.oneshot(request()).await.unwrap_err());
+}
+
+/// In how many ways [`echo`] echoes.
+const ECHOES: usize = 12;
+
+/// An answer with the credential of the request in its headers, its error type and its body.
+fn echo<B>(status: StatusCode, number: usize, request: &Request<B>) -> Response<Full<Bytes>> {
+    let header = request.headers()[AUTHORIZATION].to_str().unwrap();
+    let (_, value) = header.split_once(' ').unwrap();
+    let secret = value.split_once(':').map_or(value, |(_, secret)| secret);
+    let body = match number {
+        0 => format!(r#"{{"detail":"No user found for {header}","error_type":"{secret}"}}"#),
+        1 => format!(r#"{{"error":{{"type":"{secret}","message":"who is {value}?"}}}}"#),
+        2 => format!(r#"{{"detail":[{{"msg":"{value}"}},{{"msg":"{secret}{secret}","input":"{header}"}}]}}"#),
+        3 => format!(r#""User is locked. Reason: {value}.""#),
+        4 => format!("<html><title>{header} was refused</title>{header}</html>"),
+        5 => header.to_owned(),
+        // It would be cut in the middle of a secret, wherever that is.
+        6 => format!("{}{value}", "x".repeat(280)),
+        7 => format!("{}{secret}", "x".repeat(290)),
+        8 => format!("{}{secret}", " x".repeat(2040)),
+        9 => format!("x{}{secret}", " ".repeat(4096 - 17)),
+        10 => format!(r#"{{"detail":"x{}{secret}""#, " ".repeat(4096 - 30)),
+        11 => format!("x{}{}", " ".repeat(4096 - 300), format!("{secret}\n").repeat(1000)),
+        _ => unreachable!("there are {ECHOES}"),
+    };
+    let mut answer = Response::new(Full::from(body));
+    *answer.status_mut() = status;
+    for name in ["x-fal-request-id", "x-fal-error-type", "x-fal-served-from", "x-echo"] {
+        if name != "x-fal-served-from" || number % 2 == 1 {
+            answer.headers_mut().insert(name, HeaderValue::from_str(header).unwrap());
+        }
+    }
+    answer
+}
+
 fn fixed() -> CredentialStore {
     CredentialStore::fixed(Credential::key(format!("leak-id:{SECRET}")).unwrap())
 }
@@ -385,6 +500,22 @@ impl Printed {
             self.debug(&error.kind());
             self.display(error.source_name());
         }
+    }
+
+    fn refusal(&mut self, error: FalAuthError) {
+        self.error(&error);
+        self.debug(&error.is_retryable());
+        let refusal = error.refusal().expect("it was refused");
+        self.error(refusal);
+        self.debug(&(refusal.detail(), refusal.error_type(), refusal.request_id(), refusal.source_name()));
+        self.debug(&(refusal.reason(), refusal.key_id(), refusal.generation()));
+        assert!(refusal.detail().is_some() && refusal.request_id().is_some(), "nothing was echoed");
+        if let Some(error) = refusal.reload_error() {
+            self.reload_error(error);
+        }
+        let boxed: BoxError = error.into();
+        self.debug(&boxed);
+        self.error(&io::Error::other(boxed));
     }
 
     fn credential(&mut self, credential: &Credential) {

@@ -9,9 +9,11 @@ mod file_rotation;
 mod leak;
 mod redirect;
 mod replay;
+mod retry;
 #[cfg(unix)]
 mod rotation;
 mod store;
 mod support;
+mod transient;
 #[cfg(target_os = "linux")]
 mod wipe;

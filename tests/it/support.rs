@@ -18,7 +18,7 @@ use tower_fal::{
 };
 
 /// How long a test waits for what must happen. Of paused time, so that a failing test does not take as long.
-const PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// The credential number `n`. Its secret tells whether it belongs to its id.
 pub(crate) fn key(n: u64) -> Credential {

@@ -1,0 +1,269 @@
+//! What an operator sees: events with closed fields, and counters with closed labels.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
+
+use http::Method;
+use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use tower::{ServiceExt as _, retry::budget::TpsBudget};
+use tower_fal::retry::Transient;
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+use super::{ADMITTED, Answer, Client, PROMPT, World, answer, customers_post, locked, post, request};
+
+/// One story in which everything happens that is worth an event, each in a world of its own.
+async fn story() {
+    let worlds = async || {
+        let world = World::new().await;
+        world.fal.knows_only(7);
+        world
+    };
+    let send = async |client: Client| drop(client.oneshot(post()).await);
+
+    // A newer key comes, and is accepted; one comes, and is refused; none comes.
+    let world = worlds().await;
+    world.source.brings(7);
+    send(world.client()).await;
+    let world = worlds().await;
+    world.source.brings(2);
+    send(world.client()).await;
+    send(worlds().await.client()).await;
+    // A key is early.
+    let world = World::new().await;
+    let client = world.client();
+    world.rotate(2);
+    send(client).await;
+    // A body was too long, and one for which there was no memory.
+    let world = worlds().await;
+    send(world.client_by(&world.retry().max_body(1))).await;
+    let world = worlds().await;
+    send(world.client_by(&world.retry().replay_memory(1))).await;
+    // An application's refusal, a customer's key, a locked account.
+    let world = worlds().await;
+    world.fal.will_answer(by_an_application());
+    send(world.client()).await;
+    drop(worlds().await.client().oneshot(customers_post()).await);
+    let world = worlds().await;
+    world.fal.will_answer(locked());
+    send(world.client()).await;
+    // Failures in passing, until the budget is used up.
+    let none_left = TpsBudget::new(Duration::from_secs(10), 0, 0.0);
+    for transient in [Transient::default(), Transient::default().budget(none_left)] {
+        let world = World::new().await;
+        world.fal.will_answer(answer(503, FROM_OUTSIDE));
+        let client = world.client_by(&world.retry().transient(transient));
+        drop(client.oneshot(request(Method::GET, ADMITTED, PROMPT)).await);
+    }
+}
+
+fn by_an_application() -> Answer {
+    let mut refused = answer(401, format!(r#"{{"detail":"{FROM_OUTSIDE}"}}"#));
+    refused.headers_mut().insert("x-fal-served-from", FROM_OUTSIDE.parse().unwrap());
+    refused.headers_mut().insert("x-fal-request-id", FROM_OUTSIDE.parse().unwrap());
+    refused
+}
+
+/// Remote text has no place in an event or a label.
+const FROM_OUTSIDE: &str = "remote-text";
+
+fn tell(story: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap().block_on(story);
+}
+
+#[test]
+fn every_refusal_and_replay_is_an_event_with_closed_fields() {
+    let told = Told::default();
+    let dispatch = tracing::Dispatch::new(told.clone());
+    // See `leak.rs`: with one subscriber alone, another test's thread may switch an event off for all.
+    let _so_that_there_are_two = tracing::Dispatch::new(told.clone());
+    tracing::dispatcher::with_default(&dispatch, || tell(story()));
+    let events = told.events.lock().unwrap().clone();
+    let about = |message: &str| events.iter().filter(|event| event.message == message).cloned().collect::<Vec<_>>();
+
+    let refusals = about("fal refused a request");
+    let fields = ["action", "key_id", "reason", "source", "status"];
+    for event in &refusals {
+        assert_eq!(event.level, Level::WARN);
+        assert_eq!(event.fields.keys().map(String::as_str).collect::<Vec<_>>(), fields, "{event:?}");
+    }
+    let of = |event: &OneEvent, name: &str| event.fields[name].clone();
+    let short = refusals.iter().map(|event| {
+        let [status, reason, action, key_id] = ["status", "reason", "action", "key_id"].map(|name| of(event, name));
+        format!("{status} {reason} {action} {key_id}")
+    });
+    assert_eq!(
+        short.collect::<Vec<_>>(),
+        [
+            "401 unknown_credential replayed id-1",
+            "401 unknown_credential replayed id-1",
+            "401 unknown_credential refused_and_reloaded id-2",
+            "401 unknown_credential refused id-1",
+            "401 unknown_credential replayed_with_previous id-2",
+            "401 unknown_credential refused_and_reloaded id-1",
+            "401 unknown_credential refused_and_reloaded id-1",
+            "401 application refused id-1",
+            "401 unknown_credential refused id-9",
+            "403 account_locked refused id-1",
+        ]
+    );
+    assert_eq!(of(&refusals[0], "source"), "script");
+    assert_eq!(of(&refusals[8], "source"), "request");
+
+    let replays = about("a request was sent again with another fal credential");
+    assert!(replays.iter().all(|event| event.level == Level::DEBUG && event.fields.len() == 1));
+    let results: Vec<_> = replays.iter().map(|event| of(event, "result")).collect();
+    assert_eq!(results, ["accepted", "refused", "accepted"]);
+    let memory = about("the memory for replays is used up; a request is sent once");
+    assert_eq!(memory.iter().map(|event| of(event, "limit")).collect::<Vec<_>>(), ["1"]);
+    let retries = about("a request to fal failed in passing; it will be sent again");
+    assert_eq!(retries.iter().map(|event| of(event, "attempt")).collect::<Vec<_>>(), ["2"]);
+    assert!(retries[0].fields.contains_key("wait") && retries[0].fields.len() == 2);
+    assert_eq!(about("the budget of retries is used up; a request is not sent again").len(), 1);
+    assert!(!format!("{events:?}").contains(FROM_OUTSIDE), "{events:?}");
+}
+
+#[test]
+fn every_refusal_and_replay_is_counted_under_closed_labels() {
+    let counted = Counted::default();
+    metrics::with_local_recorder(&counted, || tell(story()));
+    let counters = counted.counters();
+    let wanted = [
+        ("tower_fal_refusals_total action=replayed reason=unknown_credential status=401", 2),
+        ("tower_fal_refusals_total action=refused_and_reloaded reason=unknown_credential status=401", 3),
+        ("tower_fal_refusals_total action=refused reason=unknown_credential status=401", 2),
+        ("tower_fal_refusals_total action=replayed_with_previous reason=unknown_credential status=401", 1),
+        ("tower_fal_refusals_total action=refused reason=application status=401", 1),
+        ("tower_fal_refusals_total action=refused reason=account_locked status=403", 1),
+        ("tower_fal_replays_total result=accepted", 2),
+        ("tower_fal_replays_total result=refused", 1),
+        ("tower_fal_replay_memory_exhausted_total", 1),
+        ("tower_fal_transient_retries_total", 1),
+        ("tower_fal_retry_budget_exhausted_total", 1),
+    ];
+    assert_eq!(counters, wanted.into_iter().map(|(name, count)| (name.to_owned(), count)).collect());
+}
+
+#[test]
+fn a_request_that_goes_well_is_no_event_and_no_count() {
+    let (told, counted) = (Told::default(), Counted::default());
+    let dispatch = tracing::Dispatch::new(told.clone());
+    let _so_that_there_are_two = tracing::Dispatch::new(told.clone());
+    tracing::dispatcher::with_default(&dispatch, || {
+        metrics::with_local_recorder(&counted, || {
+            tell(async {
+                let world = World::new().await;
+                for _ in 0..100 {
+                    super::accepted(world.client().oneshot(post()).await);
+                }
+            });
+        });
+    });
+    assert_eq!((told.events.lock().unwrap().len(), counted.counters()), (0, BTreeMap::new()));
+}
+
+#[derive(Clone, Debug)]
+struct OneEvent {
+    level: Level,
+    message: String,
+    fields: BTreeMap<String, String>,
+}
+
+/// Collects the crate's own events.
+#[derive(Clone, Default)]
+struct Told {
+    events: Arc<Mutex<Vec<OneEvent>>>,
+}
+
+impl Subscriber for Told {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("tower_fal")
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let message = fields.0.remove("message").unwrap_or_default();
+        self.events.lock().unwrap().push(OneEvent { level: *event.metadata().level(), message, fields: fields.0 });
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[derive(Default)]
+struct Fields(BTreeMap<String, String>);
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.to_owned());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}"));
+    }
+}
+
+/// Counts under `name label=value …`.
+#[derive(Default)]
+struct Counted {
+    counters: Mutex<BTreeMap<String, Arc<Count>>>,
+}
+
+#[derive(Default)]
+struct Count(std::sync::atomic::AtomicU64);
+
+impl CounterFn for Count {
+    fn increment(&self, value: u64) {
+        self.0.fetch_add(value, Ordering::Relaxed);
+    }
+
+    fn absolute(&self, _: u64) {
+        unreachable!("nothing is counted so");
+    }
+}
+
+impl Counted {
+    fn counters(&self) -> BTreeMap<String, u64> {
+        let counters = self.counters.lock().unwrap();
+        counters.iter().map(|(name, count)| (name.clone(), count.0.load(Ordering::Relaxed))).collect()
+    }
+}
+
+impl Recorder for Counted {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        let labels: BTreeSet<_> = key.labels().map(|label| format!(" {}={}", label.key(), label.value())).collect();
+        let name = key.name().to_owned() + &labels.into_iter().collect::<String>();
+        Counter::from_arc(Arc::clone(self.counters.lock().unwrap().entry(name).or_default()))
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
