@@ -1,5 +1,9 @@
 //! Put the current fal credential on every request that may carry it.
 //!
+//! **Order:** this layer belongs *inside* everything that may send a request again (retries, redirects), so that each
+//! attempt gets the credential of its own moment and each hop is looked at again. `tower_fal::layer` puts it
+//! inside `FalRetryLayer`.
+//!
 //! 1. The [policy](crate::origin) does not admit the request's URI: the request passes untouched.
 //! 2. Otherwise `authorization` becomes the header of the [`Credential`] in the request's extensions if there is one,
 //!    and else that of the store's current credential.
@@ -7,9 +11,6 @@
 //!
 //! The layer adds no error, no box, no lock and no allocation of its own to a request. (A header map that is full
 //! grows to take the header, and the first request on a thread allocates that thread's place in `arc-swap`.)
-//!
-//! **Order:** this layer belongs *inside* everything that may send a request again (retries, redirects), so that each
-//! attempt gets the credential of its own moment and each hop is looked at again.
 //!
 //! # Example
 //! ```
@@ -72,7 +73,8 @@ use crate::{
     store::{CredentialStore, Generation, Snapshot},
 };
 
-/// Layer that applies [`FalAuth`]. See the [module docs](self) for an example.
+/// Layer that applies [`FalAuth`]. See the [module docs](self) for an example and for the order: inside
+/// `FalRetryLayer` and whatever else sends a request again.
 #[derive(Clone)]
 #[must_use]
 pub struct FalAuthLayer<P = FalOrigins> {

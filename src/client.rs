@@ -10,8 +10,8 @@
 //!     fal: FalClient, // and not `FalRetry<FalAuth<Client<HttpsConnector<…>, ReplayBody<Full<Bytes>>>>>`
 //! }
 //!
-//! # fn state(store: &CredentialStore) -> AppState {
-//! AppState { fal: FalClient::plain(store) }
+//! # fn state(store: &CredentialStore, config: rustls::ClientConfig) -> AppState {
+//! AppState { fal: FalClient::rustls(tower_fal::layer(store), config) }
 //! # }
 //! ```
 
@@ -34,9 +34,9 @@ use tower_service::Service;
 
 use crate::{
     error::{BoxError, FalAuthError},
-    layer::layer,
-    retry::ReplayBody,
-    store::CredentialStore,
+    layer::FalLayer,
+    origin::OriginPolicy,
+    retry::{ReplayBody, Typed},
 };
 
 /// The body of a [`FalClient`]'s response, whichever service is inside.
@@ -56,16 +56,27 @@ where
     B: Body + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    /// hyper-util's client without TLS: for tests, or behind something that encrypts. The default policy admits no
-    /// origin that it can reach; [`over`](Self::over) takes a service with other layers.
+    /// hyper-util's client without TLS, with this layer around it: for tests, or in front of something that encrypts.
+    /// The default policy admits no origin that it can reach, so the layer names one:
+    ///
+    /// ```
+    /// use tower_fal::{FalClient, origin::FalOrigins};
+    ///
+    /// # fn client(store: &tower_fal::CredentialStore) -> FalClient {
+    /// FalClient::plain(tower_fal::layer(store).auth(|auth| auth.origins(FalOrigins::new().loopback_http())))
+    /// # }
+    /// ```
     #[must_use]
-    pub fn plain(store: &CredentialStore) -> Self {
+    pub fn plain<P>(layer: FalLayer<Typed, P>) -> Self
+    where
+        P: OriginPolicy + Clone + Send + Sync + 'static,
+    {
         let client = Client::builder(TokioExecutor::new()).build::<_, ReplayBody<B>>(HttpConnector::new());
-        Self::over(layer(store).layer(client))
+        Self::over(layer.layer(client))
     }
 
-    /// hyper-util's client over rustls, HTTP/1.1 and HTTP/2, `https` only. The configuration is yours, and with it the
-    /// choice of the cryptography and of the roots.
+    /// hyper-util's client over rustls, HTTP/1.1 and HTTP/2, `https` only, with this layer around it. The configuration
+    /// is yours, and with it the choice of the cryptography and of the roots.
     ///
     /// ```
     /// # fn client(store: &tower_fal::CredentialStore) -> Result<tower_fal::FalClient, rustls::Error> {
@@ -76,13 +87,16 @@ where
     ///     .with_safe_default_protocol_versions()?
     ///     .with_root_certificates(roots)
     ///     .with_no_client_auth();
-    /// Ok(tower_fal::FalClient::rustls(store, config))
+    /// Ok(tower_fal::FalClient::rustls(tower_fal::layer(store), config))
     /// # }
     /// ```
     #[cfg(feature = "client-rustls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "client-rustls")))]
     #[must_use]
-    pub fn rustls(store: &CredentialStore, config: rustls::ClientConfig) -> Self {
+    pub fn rustls<P>(layer: FalLayer<Typed, P>, config: rustls::ClientConfig) -> Self
+    where
+        P: OriginPolicy + Clone + Send + Sync + 'static,
+    {
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(config)
             .https_only()
@@ -90,15 +104,17 @@ where
             .enable_http2()
             .build();
         let client = Client::builder(TokioExecutor::new()).build::<_, ReplayBody<B>>(connector);
-        Self::over(layer(store).layer(client))
+        Self::over(layer.layer(client))
     }
 }
 
 impl<B: Send + 'static> FalClient<B> {
-    /// Any service, with [`layer`](crate::layer) around it already.
+    /// Any service that has [`layer`](crate::layer) in it already, with whatever is around that: a time-out, a buffer. A
+    /// [`FalAuthError`] in its errors is found and passed on; any other is [`Transport`](FalAuthError::Transport).
     pub fn over<S, R>(service: S) -> Self
     where
-        S: Service<Request<B>, Response = Response<R>, Error = FalAuthError> + Clone + Send + Sync + 'static,
+        S: Service<Request<B>, Response = Response<R>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
         S::Future: Send + 'static,
         R: Body + Send + 'static,
         R::Error: Into<BoxError>,
@@ -106,7 +122,7 @@ impl<B: Send + 'static> FalClient<B> {
         let boxed = service.map_response(|response: Response<R>| {
             response.map(|body| body.map_frame(|frame| frame.map_data(into_bytes)).map_err(Into::into).boxed_unsync())
         });
-        Self { inner: BoxCloneSyncService::new(boxed) }
+        Self { inner: BoxCloneSyncService::new(boxed.map_err(FalAuthError::from_inner)) }
     }
 }
 

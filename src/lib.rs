@@ -9,13 +9,13 @@
 //! use http_body_util::Full;
 //! use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 //! use tower::{ServiceBuilder, ServiceExt as _};
-//! use tower_fal::{CredentialStore, FalAuthLayer, source::FileSource};
+//! use tower_fal::{CredentialStore, source::FileSource};
 //!
 //! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let connector = hyper_util::client::legacy::connect::HttpConnector::new();
 //! let store = CredentialStore::builder(FileSource::new("/run/secrets/fal/key")).build().await?;
 //! let fal = ServiceBuilder::new()
-//!     .layer(FalAuthLayer::new(store))
+//!     .layer(tower_fal::layer(&store))
 //!     .service(Client::builder(TokioExecutor::new()).build(connector));
 //!
 //! let request = Request::post("https://fal.run/fal-ai/flux/dev")
@@ -36,8 +36,10 @@
 //!    CredentialStore   one writer (the driver), many readers; status
 //!       |  load(): one snapshot for one request, no lock, no await, no allocation
 //!    FalAuth           the origin policy admits the URI? -> authorization header
-//!       |
-//!    your client       a 401 or 403 comes back stamped with what it was sent with
+//!       |  a 401 or 403 comes back stamped with what it was sent with: generation, key id, source
+//!    FalRetry          fal's 401: current > g ? replay : reload past g, together, wait a little, replay once
+//!       |  403, an application's own refusal, nothing newer
+//!    FalAuthError      Unauthorized(Refusal), Forbidden(Refusal), ...: why, and what to do next
 //! ```
 //!
 //! # Features

@@ -16,6 +16,10 @@
 //! 6. **401** otherwise: the store reloads, once for everyone, and the request waits up to 2 s for a newer credential.
 //!    When one comes, it is sent again; when none does, that is a typed error, with the reload's own error inside.
 //!
+//! A key that stays revoked does not have the source asked for each request: while requests keep coming, after 0, 1, 3,
+//! 7, 15 and 31 s and then once a minute, each up to a fifth sooner or later, and once more 200 ms before the first wait
+//! is over. Once a wait was in vain, requests are told at once, for a minute.
+//!
 //! A request is sent again at most once with a newer credential and at most once with the one before, and only if
 //! its body can be: see [`ReplayBody`].
 //!
@@ -100,7 +104,7 @@ const DEFAULT_OVERLAP: Duration = Duration::from_secs(30);
 const DEFAULT_MAX_WAITING: usize = 1024;
 const DEFAULT_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Layer that applies [`FalRetry`]. See the [module docs](self) for an example and for the order: around
+/// Layer that applies [`FalRetry`]. It needs Tokio's timer once a 401 or 403 has come, and panics without one. See the [module docs](self) for an example and for the order: around
 /// [`FalAuthLayer`](crate::FalAuthLayer), which [`layer`](crate::layer) sees to.
 ///
 /// All services that come from one layer and its clones share the memory for replays and the places to wait.
@@ -273,7 +277,7 @@ impl<M> fmt::Debug for FalRetryLayer<M> {
 /// use tower::ServiceBuilder;
 /// use tower_fal::{FalAuth, FalRetry, retry::ReplayBody};
 ///
-/// /// The concrete type, for a struct field. `FalClient` is the short one.
+/// /// The concrete type, for a struct field. `FalClient`, with the `client` feature, is the short and boxed one.
 /// type Fal = FalRetry<FalAuth<Client<HttpConnector, ReplayBody<Full<Bytes>>>>>;
 ///
 /// # fn client(store: tower_fal::CredentialStore) -> Fal {

@@ -35,6 +35,8 @@ use std::{
 };
 
 use tokio::sync::watch;
+#[cfg(feature = "retry")]
+use tokio::time::Instant;
 
 use self::{
     driver::{Driver, Schedule},
@@ -58,6 +60,9 @@ pub use self::{
 pub use crate::{error::ReloadError, generation::Generation};
 
 const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// So long before whoever waits gives up, the source is asked once more, even during a cool-down.
+#[cfg(feature = "retry")]
+const LAST_CHANCE: Duration = Duration::from_millis(200);
 const DEFAULT_REFRESH_BEFORE: Duration = Duration::from_secs(5 * 60);
 
 /// A handle to the current credential: cheap to clone, shared by every layer. See the [module docs](self).
@@ -162,11 +167,11 @@ impl CredentialStore {
             return Ok(Reloaded::Changed(current));
         }
         let driver = self.shared.driver.as_ref().ok_or(ReloadError::NeverReloads)?;
-        let load = match self.shared.demand_past(driver, refused) {
+        let load = match self.shared.demand_past(driver, refused, false) {
             Past::Newer(generation) => return Ok(Reloaded::Changed(generation)),
             Past::CoolingDown { .. } if driver.is_gone() => return Err(ReloadError::DriverGone),
             Past::CoolingDown { answer, .. } => return answer.map(Reloaded::Unchanged).map_err(ReloadError::Failed),
-            Past::Load(load) => load,
+            Past::Load { number, .. } => number,
         };
         let result = finished(driver, load).await?;
         let now = self.generation();
@@ -232,30 +237,42 @@ impl CredentialStore {
     /// wait for it.
     pub(crate) fn ask_past(&self, refused: Generation) {
         if let Some(driver) = &self.shared.driver {
-            self.shared.demand_past(driver, refused);
+            self.shared.demand_past(driver, refused, false);
         }
     }
 
-    /// Returns when there is a newer credential than this one. Only if it is not `patient`, when there is none yet.
+    /// Returns when there is a newer credential than this one, or when there will be none in time: at once after the
+    /// source was asked, or with a `deadline` not before it. It is the caller who stops at the deadline.
     ///
     /// `error` always says why there is none so far, also for those who do not wait until the end.
-    pub(crate) async fn wait_past(&self, refused: Generation, patient: bool, error: &mut Option<ReloadError>) {
+    pub(crate) async fn wait_past(
+        &self,
+        refused: Generation,
+        deadline: Option<Instant>,
+        error: &mut Option<ReloadError>,
+    ) {
         let Some(driver) = &self.shared.driver else {
             *error = Some(ReloadError::NeverReloads);
             return;
         };
+        let last_chance = deadline.and_then(|deadline| deadline.checked_sub(LAST_CHANCE));
         let mut status = self.subscribe();
         loop {
             let newer = status.wait_for(|status| status.generation > refused);
-            match self.shared.demand_past(driver, refused) {
+            let is_last_chance = last_chance.is_some_and(|at| at <= Instant::now());
+            match self.shared.demand_past(driver, refused, is_last_chance) {
                 Past::Newer(_) => {
                     *error = None;
                     return;
                 }
-                Past::Load(load) => {
+                Past::Load { joined, .. } if joined && deadline.is_none() => {
+                    *error = Some(ReloadError::Pending);
+                    return;
+                }
+                Past::Load { number, .. } => {
                     *error = Some(ReloadError::Pending);
                     tokio::select! {
-                        result = finished(driver, load) => match result {
+                        result = finished(driver, number) => match result {
                             Ok(result) => *error = result.err().map(ReloadError::Failed),
                             Err(gone) => {
                                 *error = Some(gone);
@@ -271,11 +288,12 @@ impl CredentialStore {
                 }
                 Past::CoolingDown { until, answer } => {
                     *error = answer.err().map(ReloadError::Failed);
-                    if !patient {
+                    if deadline.is_none() {
                         return;
                     }
+                    let wake_at = last_chance.filter(|_| !is_last_chance).map_or(until, |at| at.min(until));
                     tokio::select! {
-                        () = tokio::time::sleep_until(until) => {}
+                        () = tokio::time::sleep_until(wake_at) => {}
                         _ = newer => {}
                     }
                 }

@@ -24,8 +24,8 @@ pub struct Classification {
 /// Reads a 401 or 403 answer: its status, its headers and as much of its body as there is.
 ///
 /// fal's own texts are recognised by how they begin, whatever their case. Any other body is the *application's* when
-/// the headers show that a runner handled the request (`X-Fal-Served-From`, `X-Fal-Billable-Units`), else the reason
-/// is unknown. `sent` is the credential that was refused, if it is known: it tells one of the wrong kind from a
+/// the headers show that a runner handled the request (`X-Fal-Served-From`, `X-Fal-Billable-Units`), and so are texts
+/// that any application might have, such as "Access denied"; without these headers the reason is unknown. `sent` is the credential that was refused, if it is known: it tells one of the wrong kind from a
 /// malformed one, and its secret is struck out of what is kept.
 ///
 /// It is a pure function, and takes any bytes.
@@ -45,10 +45,9 @@ pub struct Classification {
 pub fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], sent: Option<&Credential>) -> Classification {
     let said = Said::read(body);
     let header = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
-    let reason = said.text.as_deref().and_then(|text| fals_own(status, text, sent)).unwrap_or_else(|| {
-        let by_a_runner = headers.contains_key("x-fal-served-from") || headers.contains_key("x-fal-billable-units");
-        if by_a_runner { Reason::Application } else { Reason::Unknown }
-    });
+    let by_a_runner = headers.contains_key("x-fal-served-from") || headers.contains_key("x-fal-billable-units");
+    let reason = said.text.as_deref().and_then(|text| fals_own(status, text, sent, by_a_runner));
+    let reason = reason.unwrap_or(if by_a_runner { Reason::Application } else { Reason::Unknown });
     Classification {
         reason,
         detail: said.text.as_deref().and_then(|text| clean(text, sent)),
@@ -61,8 +60,8 @@ pub fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], sent: Opti
     }
 }
 
-/// fal's own texts.
-fn fals_own(status: StatusCode, text: &str, sent: Option<&Credential>) -> Option<Reason> {
+/// fal's own texts. From a runner only those that nobody else would choose: an application has its own "Access denied".
+fn fals_own(status: StatusCode, text: &str, sent: Option<&Credential>, by_a_runner: bool) -> Option<Reason> {
     let text = text.trim();
     let starts_with = |prefix: &str| text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
     match status {
@@ -75,11 +74,14 @@ fn fals_own(status: StatusCode, text: &str, sent: Option<&Credential>) -> Option
                 Some(if took_token_for_key { Reason::WrongScheme } else { Reason::MalformedCredential })
             } else if starts_with("bearer: unable to decode issuer") {
                 Some(Reason::WrongScheme)
+            } else if by_a_runner {
+                None
             } else if starts_with("bearer:") {
                 Some(Reason::UnknownCredential)
             } else if starts_with("Authorization header is required")
                 || starts_with("Authentication required")
-                || (starts_with("Cannot access application") && text.contains("Authentication is required"))
+                || (starts_with("Cannot access application")
+                    && text.to_ascii_lowercase().contains("authentication is required"))
             {
                 Some(Reason::MissingCredential)
             } else {
@@ -89,6 +91,8 @@ fn fals_own(status: StatusCode, text: &str, sent: Option<&Credential>) -> Option
         StatusCode::FORBIDDEN => {
             if starts_with("User is locked") {
                 Some(Reason::AccountLocked(lock_reason(text)))
+            } else if by_a_runner {
+                None
             } else if starts_with("Insufficient permissions") {
                 Some(Reason::InsufficientPermissions)
             } else if starts_with("Access denied") || text.eq_ignore_ascii_case("Forbidden") {
@@ -283,6 +287,12 @@ mod tests {
         let read = |status, body: &str| classify(status, &runner(), body.as_bytes(), None).reason;
         assert_eq!(read(StatusCode::UNAUTHORIZED, r#"{"detail":"log in to my app"}"#), Reason::Application);
         assert_eq!(read(StatusCode::FORBIDDEN, ""), Reason::Application);
+        for body in ["Authentication required", "bearer: expired", "Authorization header is required"] {
+            assert_eq!(read(StatusCode::UNAUTHORIZED, body), Reason::Application, "{body}");
+        }
+        for body in ["Access denied", "Forbidden", "Insufficient permissions"] {
+            assert_eq!(read(StatusCode::FORBIDDEN, body), Reason::Application, "{body}");
+        }
         assert_eq!(
             read(StatusCode::UNAUTHORIZED, r#"{"detail":"invalid key credentials"}"#),
             Reason::UnknownCredential

@@ -26,7 +26,8 @@ use super::{BoxError, Reason, Refusal, ReloadError, causes};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FalAuthError {
-    /// 401: the credential was refused, and there is no newer one.
+    /// 401: the credential was refused, and another one did not help, could not be had in time, or could not be tried
+    /// because the request cannot be sent again. Or the application behind fal refused the request by its own rules.
     Unauthorized(Refusal),
     /// 403: the credential is valid and does not help.
     Forbidden(Refusal),

@@ -113,7 +113,7 @@ impl Refusal {
         self.inner.replayable
     }
 
-    /// Whether this is the answer to the second attempt, with another credential.
+    /// Whether this is the answer to a further attempt, with another credential.
     #[must_use]
     pub fn was_replayed(&self) -> bool {
         self.inner.replayed

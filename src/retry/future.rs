@@ -69,6 +69,8 @@ struct Again<S, B> {
     with: ReplayWith,
     /// The newest credential that was refused.
     refused: Option<Stamp>,
+    /// Whether the last attempt has its answer while there is none for the caller yet.
+    answered: bool,
     #[cfg(feature = "transient")]
     attempts: Option<Attempts>,
 }
@@ -97,6 +99,7 @@ where
             replayed: Replayed::Not,
             with: ReplayWith::Current,
             refused: None,
+            answered: false,
             #[cfg(feature = "transient")]
             attempts: rules.transient.is_some().then(Attempts::first),
             rules,
@@ -169,6 +172,7 @@ where
                         }
                         None => {
                             let refusal = if again.body.is_possible() { refusal } else { refusal.not_replayable() };
+                            again.answered = false;
                             if M::HANDS_ON {
                                 again.body.keep_no_longer(); // the upload is the caller's to end, as the answer is
                             } else {
@@ -191,11 +195,22 @@ where
                         again.body.give_up();
                         return Poll::Ready(Err(FalAuthError::from_inner(error)));
                     }
+                    again.answered = false;
                     let request = again.request(body.take());
                     State::Sent { response: again.service.call(request) }
                 }
             };
             this.state.set(next);
+        }
+    }
+}
+
+impl<S, B> Drop for Again<S, B> {
+    fn drop(&mut self) {
+        // The caller has gone away while the next attempt was prepared. The last one needs no more of the body, and
+        // hyper may hold it for as long as the connection lives.
+        if self.answered {
+            self.body.give_up();
         }
     }
 }
@@ -207,6 +222,7 @@ impl<S, B> Again<S, B> {
             _ => sent_with.clone(),
         };
         self.refused = Some(newest.clone());
+        self.answered = true;
         RefusedRequest { sent_with, newest, replayable: self.body.is_possible(), replayed: self.replayed }
     }
 

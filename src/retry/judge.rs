@@ -3,10 +3,7 @@
 //! Everyone who talks to fal comes here: the Tower layer, and whatever else sends requests with a store's credential.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -26,6 +23,12 @@ use crate::{
 /// How often a 403 may cause a load of the source, when it may at all.
 const FORBIDDEN_INTERVAL: Duration = Duration::from_secs(60);
 
+/// "For ever" must not overflow.
+const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// For how long nobody waits for a successor of a credential that somebody has waited for in vain.
+const IN_VAIN: Duration = Duration::from_secs(60);
+
 /// By what rules a refusal is answered; shared by all clones of a service.
 #[derive(Clone, Debug)]
 pub(crate) struct Judge {
@@ -41,8 +44,8 @@ pub(crate) struct Judge {
 #[derive(Debug)]
 pub(crate) struct Waiting {
     places: Semaphore,
-    /// The generation that somebody has waited for in vain for the whole time that one may wait.
-    in_vain: AtomicU64,
+    /// The generation that somebody has waited for in vain for the whole time that one may wait, and when.
+    in_vain: Mutex<Option<(Generation, Instant)>>,
     last_forbidden: Mutex<Option<Instant>>,
 }
 
@@ -77,17 +80,19 @@ impl Waiting {
     pub(crate) fn new(most: usize) -> Self {
         Self {
             places: Semaphore::new(most.min(Semaphore::MAX_PERMITS)),
-            in_vain: AtomicU64::new(0),
+            in_vain: Mutex::default(),
             last_forbidden: Mutex::default(),
         }
     }
 
+    /// It lapses: what was in vain an hour ago may not be so today.
     fn was_in_vain(&self, generation: Generation) -> bool {
-        self.in_vain.load(Ordering::Relaxed) >= generation.get()
+        let in_vain = *self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        in_vain.is_some_and(|(of, at)| of >= generation && at.elapsed() < IN_VAIN)
     }
 
     fn set_in_vain(&self, generation: Generation) {
-        self.in_vain.fetch_max(generation.get(), Ordering::Relaxed);
+        *self.in_vain.lock().unwrap_or_else(PoisonError::into_inner) = Some((generation, Instant::now()));
     }
 
     fn may_reload_for_forbidden(&self) -> bool {
@@ -106,8 +111,11 @@ impl Judge {
         let Answer { status, headers, body, sent_with, newest, replayable, replayed } = answer;
         let read = classify(status, headers, &body, Some(sent_with.credential()));
         let refused_by_fal = status == StatusCode::UNAUTHORIZED && read.reason != Reason::Application;
+        // Only what says that fal does not know the key: any other 401, for one app that nobody may use, must not take
+        // the way back from everybody else.
         if let (Some(store), Some(generation)) = (&self.store, sent_with.generation())
-            && refused_by_fal
+            && status == StatusCode::UNAUTHORIZED
+            && read.reason == Reason::UnknownCredential
         {
             store.note_refused(generation);
         }
@@ -147,15 +155,19 @@ impl Judge {
     async fn act(&self, refused: Refused, store: &CredentialStore, sent_with: Generation) -> Acted {
         let unauthorized = refused.status == StatusCode::UNAUTHORIZED;
         match self.decide(refused, store, true) {
+            Acted { action: Action::Reload | Action::RefuseAndReload, .. }
+                if !unauthorized && !self.waiting.may_reload_for_forbidden() =>
+            {
+                Action::Refuse.into()
+            }
             Acted { action: Action::RefuseAndReload, .. } => {
                 store.ask_past(sent_with);
                 Action::RefuseAndReload.into()
             }
-            Acted { action: Action::Reload, .. } if unauthorized || self.waiting.may_reload_for_forbidden() => {
-                let reload = self.wait_for_newer(store, sent_with, unauthorized).await;
+            Acted { action: Action::Reload, .. } => {
+                let reload = self.wait_for_newer(store, sent_with, refused).await;
                 Acted { reload, ..self.decide(refused, store, false) }
             }
-            Acted { action: Action::Reload, .. } => Action::Refuse.into(),
             acted => acted,
         }
     }
@@ -175,22 +187,24 @@ impl Judge {
     async fn wait_for_newer(
         &self,
         store: &CredentialStore,
-        refused: Generation,
-        unauthorized: bool,
+        newest: Generation,
+        refused: Refused,
     ) -> Option<ReloadError> {
         let Ok(_place) = self.waiting.places.try_acquire() else {
-            store.ask_past(refused);
+            store.ask_past(newest);
             return None;
         };
         // A key is often revoked before its successor arrives, so there is a wait even if the source still brings
         // the old one. Once that was in vain, those who come later do not wait as well.
-        let patient = unauthorized && !self.waiting.was_in_vain(refused);
+        let is_patient = refused.status == StatusCode::UNAUTHORIZED && !self.waiting.was_in_vain(newest);
+        let deadline = is_patient.then(|| Instant::now() + self.reload_wait.min(LONGEST_WAIT));
         let mut error = None;
-        let newer = store.wait_past(refused, patient, &mut error);
-        match tokio::time::timeout(self.reload_wait, newer).await {
-            Ok(()) => {}
-            Err(_) if unauthorized => self.waiting.set_in_vain(refused),
-            Err(_) => {}
+        let newer = store.wait_past(newest, deadline, &mut error);
+        if tokio::time::timeout(self.reload_wait, newer).await.is_err()
+            && is_patient
+            && matches!(refused.reason, Reason::UnknownCredential | Reason::Unknown)
+        {
+            self.waiting.set_in_vain(newest);
         }
         error
     }

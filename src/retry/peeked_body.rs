@@ -75,14 +75,18 @@ impl<R: Body> Peeked<R> {
         }
     }
 
-    /// What was read, in one piece of at most 16 KiB.
+    /// What was read, in one piece of at most 16 KiB, which holds no more memory than that.
     pub(crate) fn start(&self) -> Bytes {
         let mut pieces = self.read.iter().filter_map(Frame::data_ref);
-        let first = pieces.next().cloned().unwrap_or_default();
-        let Some(second) = pieces.next() else { return first.slice(..first.len().min(MAX_PEEK)) };
-        let mut start = [first, second.clone()].concat();
-        pieces.for_each(|piece| start.extend_from_slice(piece));
-        start.truncate(MAX_PEEK);
+        if let (Some(only), None) = (pieces.next(), pieces.next())
+            && only.len() <= MAX_PEEK
+        {
+            return only.clone();
+        }
+        let mut start = Vec::new();
+        for piece in self.read.iter().filter_map(Frame::data_ref) {
+            start.extend_from_slice(&piece[..piece.len().min(MAX_PEEK - start.len())]);
+        }
         start.into()
     }
 

@@ -99,6 +99,9 @@ impl Transient {
 
     /// Which errors of the service inside say that the request was certainly not sent. It is called with the error and
     /// then with each of its causes. Default: [`connection_failed`]. What it does not know counts as sent.
+    ///
+    /// It is asked of whatever the layers inside bring: one that reports "connection refused" of something else, after
+    /// the answer, would be believed.
     pub fn not_sent(mut self, not_sent: fn(&(dyn Error + 'static)) -> bool) -> Self {
         self.not_sent = not_sent;
         self
@@ -130,7 +133,10 @@ impl fmt::Debug for Transient {
 }
 
 /// Whether an error says that there was no connection: refused or unreachable, or with the `client` feature
-/// hyper-util's own word for it.
+/// hyper-util's own word for it, which is then the last word.
+///
+/// Without that feature it goes by [`io::ErrorKind`] alone. "Unreachable" can, rarely, also be said of a connection
+/// that was there: with hyper-util's client, enable `client`.
 #[must_use]
 pub fn connection_failed(error: &(dyn Error + 'static)) -> bool {
     #[cfg(feature = "client")]
@@ -208,12 +214,26 @@ impl Transient {
     fn may_repeat(&self, request: &Parts, ended: &Ended<'_>) -> bool {
         let certainly_not_sent = match ended {
             Ended::Answered(..) => false,
-            Ended::Failed(error) => causes(*error).any(self.not_sent),
+            Ended::Failed(error) => self.was_not_sent(*error),
         };
         certainly_not_sent
             || matches!(request.method, Method::GET | Method::HEAD)
             || is_cancel(&request.method, &request.uri)
             || request.extensions.get::<Repeatable>().is_some()
+    }
+
+    fn was_not_sent(&self, error: &(dyn Error + 'static)) -> bool {
+        for cause in causes(error) {
+            if (self.not_sent)(cause) {
+                return true;
+            }
+            // What is behind it may say "unreachable" of a connection that was there and broke.
+            #[cfg(feature = "client")]
+            if cause.is::<hyper_util::client::legacy::Error>() {
+                return false;
+            }
+        }
+        false
     }
 
     fn delay(&self, made: u32, ended: &Ended<'_>) -> Duration {

@@ -66,8 +66,10 @@ struct Writer {
     /// Somebody waits for a load because fal refused the current credential.
     refused: bool,
     cool_down: Option<CoolDown>,
-    /// Whether fal has refused the current credential.
-    current_is_refused: bool,
+    /// The generation for which a load was made during a cool-down, and when.
+    last_chance: Option<(Generation, Instant)>,
+    /// When fal has last refused the current credential.
+    refused_at: Option<Instant>,
     /// How long to keep the credential before the current one. Not at all, unless somebody says so.
     overlap: Duration,
     previous: Option<Previous>,
@@ -92,8 +94,8 @@ pub(super) enum Past {
     Newer(Generation),
     /// Nothing for now: the source was asked a moment ago.
     CoolingDown { until: Instant, answer: Result<Generation, SourceError> },
-    /// To wait for the end of this load.
-    Load(u64),
+    /// To wait for the end of this load, which somebody may have begun already.
+    Load { number: u64, joined: bool },
 }
 
 impl Shared {
@@ -147,14 +149,21 @@ impl Shared {
     }
 
     /// Asks for a newer credential than the one that was refused. One load answers everyone who asks meanwhile.
-    pub(super) fn demand_past(&self, driver: &DriverLink, refused: Generation) -> Past {
+    ///
+    /// The last chance of somebody who waits is a load even during a cool-down, but one a minute at most.
+    pub(super) fn demand_past(&self, driver: &DriverLink, refused: Generation, last_chance: bool) -> Past {
         let mut writer = self.writer();
         let current = self.slot.load().generation();
         if current > refused {
             return Past::Newer(current);
         }
+        let had_it = writer.last_chance.is_some_and(|(of, at)| of == current && at.elapsed() < LONGEST_COOL_DOWN);
+        let all_the_same = last_chance && !had_it;
+        if all_the_same {
+            writer.last_chance = Some((current, Instant::now()));
+        }
         if let Some(&CoolDown { until, .. }) =
-            writer.cool_down.as_ref().filter(|cool_down| Instant::now() < cool_down.until)
+            writer.cool_down.as_ref().filter(|cool_down| !all_the_same && Instant::now() < cool_down.until)
         {
             return Past::CoolingDown {
                 until,
@@ -163,8 +172,9 @@ impl Shared {
         }
         writer.asked_at = Some(current);
         writer.refused = true;
-        let joined = writer.loads_begun + u64::from(!writer.loading);
-        Past::Load(want(driver, joined))
+        let number = writer.loads_begun + u64::from(!writer.loading);
+        let joined = writer.loading || *driver.wanted.borrow() >= number;
+        Past::Load { number: want(driver, number), joined }
     }
 
     /// Returns the number of the load.
@@ -241,7 +251,8 @@ impl Shared {
         let next = Snapshot::new(credential, current.generation().next(), source);
         writer.refused = false; // that was the one before
         // One that was refused is no way back. And where no driver sees to it, it would be kept for ever.
-        let is_way_back = !std::mem::take(&mut writer.current_is_refused) && self.driver.is_some();
+        let is_way_back =
+            writer.refused_at.take().is_none_or(|at| at.elapsed() >= writer.overlap) && self.driver.is_some();
         writer.previous = (is_way_back && !writer.overlap.is_zero())
             .then(|| Previous { snapshot: current.clone(), replaced_at: Instant::now() });
         self.slot.publish(next.clone());
@@ -289,7 +300,7 @@ impl Shared {
         let mut writer = self.writer();
         // As long as there is a way back from it, it may only be early: fal does not know it yet.
         if self.slot.load().generation() == generation && writer.previous.is_none() {
-            writer.current_is_refused = true;
+            writer.refused_at = Some(Instant::now());
         }
         if writer.previous.as_ref().is_some_and(|previous| previous.snapshot.generation() == generation) {
             writer.previous = None;

@@ -1,0 +1,72 @@
+//! What the default policy admits is one of fal's hosts over TLS, also in the eyes of two other parsers.
+
+#![no_main]
+
+use arbitrary::Arbitrary;
+use http::Uri;
+use libfuzzer_sys::fuzz_target;
+use tower_fal::origin::{FalOrigins, OriginPolicy as _};
+use url::Url;
+
+const HOSTS: [&str; 6] = ["fal.run", "queue.fal.run", "ws.fal.run", "rest.fal.ai", "rest.alpha.fal.ai", "api.fal.ai"];
+
+#[derive(Arbitrary, Debug)]
+enum Input<'a> {
+    Whole(&'a [u8]),
+    Parts { scheme: Scheme<'a>, before: &'a str, host: u8, after: &'a str },
+    Builder { scheme: Scheme<'a>, authority: &'a str, path: &'a str },
+}
+
+#[derive(Arbitrary, Debug)]
+enum Scheme<'a> {
+    Https,
+    Wss,
+    Http,
+    Other(&'a str),
+}
+
+impl<'a> Scheme<'a> {
+    fn as_str(&self) -> &'a str {
+        match self {
+            Self::Https => "https",
+            Self::Wss => "wss",
+            Self::Http => "http",
+            Self::Other(other) => other,
+        }
+    }
+}
+
+fuzz_target!(|input: Input<'_>| {
+    let uri = match &input {
+        Input::Whole(bytes) => Uri::try_from(*bytes).ok(),
+        Input::Parts { scheme, before, host, after } => {
+            let host = HOSTS[usize::from(*host) % HOSTS.len()];
+            Uri::try_from(format!("{}://{before}{host}{after}", scheme.as_str())).ok()
+        }
+        Input::Builder { scheme, authority, path } => {
+            Uri::builder().scheme(scheme.as_str()).authority(*authority).path_and_query(*path).build().ok()
+        }
+    };
+    let Some(uri) = uri else { return };
+    if !FalOrigins::new().admits(&uri) {
+        return;
+    }
+    let text = uri.to_string();
+
+    // By hand, strictly: the scheme, the authority up to what ends it, and nothing in it but a host and `:443`.
+    let (scheme, rest) = text.split_once("://").expect("an absolute URI");
+    assert!(scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("wss"), "{text:?}");
+    let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default().to_ascii_lowercase();
+    let host = authority.split_once(':').map_or(&*authority, |(host, port)| {
+        assert_eq!(port, "443", "{text:?}");
+        host
+    });
+    assert!(HOSTS.contains(&host), "{text:?}");
+
+    // As browsers do.
+    let url = Url::parse(&text).expect("a URL");
+    assert!(matches!(url.scheme(), "https" | "wss"), "{text:?}");
+    assert!(url.host_str().is_some_and(|host| HOSTS.contains(&host)), "{text:?}");
+    assert_eq!(url.port_or_known_default(), Some(443), "{text:?}");
+    assert!(url.username().is_empty() && url.password().is_none(), "{text:?}");
+});
