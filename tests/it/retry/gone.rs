@@ -1,5 +1,11 @@
 //! A client that goes away, in each state of a request: nothing is left behind, and no reload is cancelled.
 
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+};
+
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full};
@@ -172,4 +178,42 @@ async fn while_it_waits_after_a_failure_in_passing() {
     kept.assert_some();
     drop(request);
     kept.assert_nothing();
+}
+
+/// It never ends, and is held by the service as hyper may hold it: for as long as the connection lives.
+#[tokio::test(start_paused = true)]
+async fn the_body_goes_along_although_the_attempt_is_still_held() {
+    let alive = Arc::new(());
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let service = {
+        let held = Arc::clone(&held);
+        tower::service_fn(move |request: Request<ReplayBody<Endless>>| {
+            held.lock().unwrap().push(request.into_body());
+            std::future::ready(Ok::<_, std::convert::Infallible>(super::unknown_key()))
+        })
+    };
+    let world = World::new().await;
+    let client = world.retry().layer(FalAuthLayer::new(world.store.clone()).layer(service));
+    let body = Endless(Arc::clone(&alive));
+    let mut request = task::spawn(client.oneshot(Request::post(super::ADMITTED).body(body).unwrap()));
+    assert_pending!(request.poll());
+    world.source.loads_reach(2).await;
+    assert_pending!(request.poll());
+    assert_eq!(Arc::strong_count(&alive), 2);
+    drop(request);
+    assert_eq!((Arc::strong_count(&alive), held.lock().unwrap().len()), (1, 1));
+}
+
+struct Endless(#[allow(dead_code)] Arc<()>);
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        Poll::Pending
+    }
 }

@@ -73,6 +73,28 @@ async fn a_request_with_its_own_key_never_gets_the_houses_one_before() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_401_that_does_not_doubt_the_key_takes_the_way_back_from_nobody() {
+    for during in [false, true] {
+        let world = World::new().await;
+        let client = world.client();
+        if during {
+            world.rotate(2);
+        }
+        // An app that may not be used, whatever the key; during the overlap both are tried.
+        for _ in 0..1 + usize::from(during) {
+            let text = r#"{"detail":"Cannot access application \"a/b\". Authentication is required."}"#;
+            world.fal.will_answer(answer(401, text));
+        }
+        unauthorized(client.clone().oneshot(post()).await);
+        if !during {
+            world.rotate(2);
+        }
+        accepted(client.oneshot(post()).await);
+        assert_eq!(world.fal.keys().last(), Some(&1), "by way of the key before");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_key_before_is_forgotten_after_the_overlap() {
     for (after, tried) in [(OVERLAP - Duration::from_millis(1), true), (OVERLAP, false)] {
         let world = World::new().await;
