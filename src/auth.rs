@@ -59,7 +59,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use http::{Extensions, Request, Response, StatusCode, header::AUTHORIZATION};
@@ -289,11 +289,14 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut result = ready!(this.inner.poll(cx));
-        if let (Ok(response), Some(sent_with)) = (&mut result, this.sent_with.take()) {
-            sent_with.stamp(response);
+        // One variable, so that the response is written to where it is returned, and is not moved on the way.
+        let mut polled = this.inner.poll(cx);
+        if let (Poll::Ready(Ok(response)), Some(sent_with)) = (&mut polled, this.sent_with)
+            && matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+        {
+            sent_with.stamp(response.extensions_mut());
         }
-        Poll::Ready(result)
+        polled
     }
 }
 
@@ -422,12 +425,10 @@ impl SentWith {
         }
     }
 
-    fn stamp<R>(&self, response: &mut Response<R>) {
-        if !matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return;
-        }
+    #[cold]
+    fn stamp(&self, extensions: &mut Extensions) {
         // Where two of these layers are stacked, the inner one's header went out, and its stamp is the true one.
-        if response.extensions().get::<Stamp>().is_some() {
+        if extensions.get::<Stamp>().is_some() {
             return;
         }
         let (generation, source) = match self {
@@ -435,6 +436,6 @@ impl SentWith {
             Self::Own(credential) => (None, credential.source_arc().map_or_else(|| "request".into(), Arc::clone)),
         };
         let credential = self.credential().clone();
-        response.extensions_mut().insert(Stamp { generation, credential, source });
+        extensions.insert(Stamp { generation, credential, source });
     }
 }
