@@ -1,4 +1,10 @@
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use arc_swap::ArcSwap;
 
@@ -13,6 +19,8 @@ pub struct Snapshot {
     inner: Arc<Published>,
 }
 
+/// Aligned, so that the count of the references to it shares a cache line with nothing.
+#[repr(align(128))]
 struct Published {
     credential: Credential,
     generation: Generation,
@@ -45,6 +53,10 @@ impl Snapshot {
     pub(crate) fn source_arc(&self) -> &Arc<str> {
         &self.inner.source
     }
+
+    fn duplicate(&self) -> Self {
+        Self::new(self.credential().duplicate(), self.generation(), Arc::clone(self.source_arc()))
+    }
 }
 
 impl fmt::Debug for Snapshot {
@@ -57,23 +69,85 @@ impl fmt::Debug for Snapshot {
     }
 }
 
+/// Threads that count their references in one place slow each other down several times, so each has a copy of the
+/// snapshot for itself, as long as there are no more of them than this.
+const COPIES: usize = 16;
+
+type Copies = [Snapshot; COPIES];
+
+fn copies(snapshot: Snapshot) -> Copies {
+    let mut copies = [(); COPIES].map(|()| snapshot.duplicate());
+    copies[0] = snapshot;
+    copies
+}
+
+thread_local! {
+    /// Which of the copies is this thread's.
+    static COPY: usize = {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        THREADS.fetch_add(1, Ordering::Relaxed) % COPIES
+    };
+}
+
 /// Where the current snapshot lies: many readers, who take no lock, and one writer at a time.
 ///
 /// The only place that knows of `arc-swap`.
-pub(super) struct Slot(ArcSwap<Published>);
+pub(super) struct Slot {
+    current: ArcSwap<Copies>,
+}
 
 impl Slot {
     pub(super) fn new(first: Snapshot) -> Self {
-        Self(ArcSwap::new(first.inner))
+        Self { current: ArcSwap::from_pointee(copies(first)) }
     }
 
     pub(super) fn load(&self) -> Snapshot {
         // A whole reference, not a guard: it stays with the request until the response is there, and guards that
         // live long or pile up cost every other reader.
-        Snapshot { inner: self.0.load_full() }
+        self.current.load()[COPY.with(|copy| *copy)].clone()
     }
 
     pub(super) fn publish(&self, next: Snapshot) {
-        self.0.store(next.inner);
+        self.current.store(Arc::new(copies(next)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn snapshot(key: &str, generation: Generation) -> Snapshot {
+        Snapshot::new(Credential::key(key).unwrap(), generation, "test".into())
+    }
+
+    fn first() -> Slot {
+        Slot::new(snapshot("first:secret", Generation::FIRST))
+    }
+
+    #[test]
+    fn each_copy_says_the_same_and_has_bytes_of_its_own() {
+        let slot = first();
+        let copies = slot.current.load();
+        let places: HashSet<_> = copies.iter().map(|copy| copy.credential().header().as_bytes().as_ptr()).collect();
+        assert_eq!(places.len(), COPIES);
+        for copy in copies.iter() {
+            assert_eq!(copy.credential().header(), "Key first:secret");
+            assert!(copy.credential().header().is_sensitive());
+            assert_eq!(format!("{copy:?}"), format!("{:?}", copies[0]));
+        }
+    }
+
+    #[test]
+    fn threads_have_copies_of_their_own() {
+        let slot = first();
+        let place = || slot.load().credential().header().as_bytes().as_ptr().addr();
+        let (here, again) = (place(), place());
+        assert_eq!(here, again);
+        // Other tests start threads too, so no single one need get another copy than this one.
+        let elsewhere: HashSet<_> =
+            (0..COPIES).map(|_| std::thread::scope(|scope| scope.spawn(place).join().unwrap())).collect();
+        assert!(elsewhere.len() > 1);
     }
 }
