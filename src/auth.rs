@@ -70,7 +70,7 @@ use tower_service::Service;
 use crate::{
     credential::{Credential, KeyId},
     origin::{BoundOrigin, FalOrigins, InvalidOrigin, OriginPolicy},
-    store::{CredentialStore, Generation, Snapshot},
+    store::{CredentialStore, Generation, Hint, Snapshot},
 };
 
 /// Layer that applies [`FalAuth`]. See the [module docs](self) for an example and for the order: inside
@@ -168,7 +168,7 @@ impl<P> FalAuthLayer<P> {
     where
         P: OriginPolicy,
     {
-        self.authorizer.authorize(request).is_some()
+        self.authorizer.authorize(request, CredentialStore::load).is_some()
     }
 }
 
@@ -176,7 +176,7 @@ impl<S, P: Clone> Layer<S> for FalAuthLayer<P> {
     type Service = FalAuth<S, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        FalAuth { inner, authorizer: self.authorizer.clone() }
+        FalAuth { inner, authorizer: self.authorizer.clone(), hint: Hint::default() }
     }
 }
 
@@ -214,6 +214,7 @@ impl CredentialStore {
 pub struct FalAuth<S, P = FalOrigins> {
     inner: S,
     authorizer: Authorizer<P>,
+    hint: Hint,
 }
 
 // For no service in particular, so that `FalAuth::layer(store)` needs no type.
@@ -262,8 +263,9 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let sent_with = self.authorizer.authorize(&mut request);
-        ResponseFuture { inner: self.inner.call(request), sent_with }
+        let Self { inner, authorizer, hint } = self;
+        let sent_with = authorizer.authorize(&mut request, |store| store.load_by(hint));
+        ResponseFuture { inner: inner.call(request), sent_with }
     }
 }
 
@@ -373,7 +375,11 @@ struct Authorizer<P> {
 
 impl<P: OriginPolicy> Authorizer<P> {
     #[inline]
-    fn authorize<B>(&self, request: &mut Request<B>) -> Option<SentWith> {
+    fn authorize<B>(
+        &self,
+        request: &mut Request<B>,
+        load: impl FnOnce(&CredentialStore) -> Snapshot,
+    ) -> Option<SentWith> {
         if !self.origins.admits(request.uri()) || (self.keep_existing && request.headers().contains_key(AUTHORIZATION))
         {
             return None;
@@ -381,7 +387,7 @@ impl<P: OriginPolicy> Authorizer<P> {
         let sent_with = match (request.extensions().get::<Credential>(), &self.store) {
             (Some(own), _) => SentWith::Own(own.clone()),
             // One snapshot, for the header and for the stamp.
-            (None, Some(store)) => SentWith::Stores(snapshot_for(request.extensions(), store)),
+            (None, Some(store)) => SentWith::Stores(snapshot_for(request.extensions(), || load(store))),
             (None, None) => return None,
         };
         let header = sent_with.credential().header().clone();
@@ -401,13 +407,13 @@ impl<P> fmt::Debug for Authorizer<P> {
 }
 
 #[inline]
-fn snapshot_for(extensions: &Extensions, store: &CredentialStore) -> Snapshot {
+fn snapshot_for(extensions: &Extensions, load: impl FnOnce() -> Snapshot) -> Snapshot {
     #[cfg(feature = "retry")]
     if let Some(SendWith(snapshot)) = extensions.get() {
         return snapshot.clone();
     }
     let _ = extensions;
-    store.load()
+    load()
 }
 
 /// The credential that one request carries.

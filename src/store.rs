@@ -53,6 +53,7 @@ mod shared;
 mod slot;
 mod status;
 
+pub(crate) use self::slot::Hint;
 pub use self::{
     slot::Snapshot,
     status::{DriverState, Status},
@@ -124,6 +125,11 @@ impl CredentialStore {
     #[must_use]
     pub fn load(&self) -> Snapshot {
         self.shared.load()
+    }
+
+    #[inline]
+    pub(crate) fn load_by(&self, hint: &mut Hint) -> Snapshot {
+        self.shared.load_by(hint)
     }
 
     /// The generation of the current credential.

@@ -8,7 +8,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    slot::{Slot, Snapshot},
+    slot::{Hint, Slot, Snapshot},
     status::{DriverState, Status},
 };
 use crate::{credential::Credential, error::SourceError, events, generation::Generation};
@@ -114,6 +114,11 @@ impl Shared {
 
     pub(super) fn load(&self) -> Snapshot {
         self.slot.load()
+    }
+
+    #[inline]
+    pub(super) fn load_by(&self, hint: &mut Hint) -> Snapshot {
+        self.slot.load_by(hint)
     }
 
     pub(super) fn status(&self) -> &watch::Sender<Status> {

@@ -16,7 +16,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{Request, Response, header::AUTHORIZATION};
-use tower::{Layer as _, ServiceExt as _, service_fn};
+use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 use tower_fal::{
     Credential, CredentialStore, FalAuthLayer, Scheme,
     source::{EnvSource, FileSource},
@@ -125,22 +125,28 @@ fn everything(secret: &Arc<Secret>) -> KeepAlive {
     Box::new(())
 }
 
-/// The store, its driver and the runtime live on, with another key.
+/// The store, its driver, the runtime and a service that has sent the key live on, with another key.
 fn rotated(secret: &Arc<Secret>) -> KeepAlive {
     let directory = tempfile::tempdir().unwrap();
     let key_file = directory.path().join("key");
     fs::write(&key_file, &*secret.key()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let store = runtime.block_on(async {
+    let (store, service) = runtime.block_on(async {
         let store = CredentialStore::builder(FileSource::new(&key_file)).build().await.unwrap();
         send(store.clone()).await;
+        let answer = |_: Request<()>| ready(Ok::<_, Infallible>(Response::new(())));
+        let mut service = FalAuthLayer::new(store.clone()).layer(service_fn(answer));
+        for _ in 0..4 {
+            let request = Request::get("https://fal.run/a").body(()).unwrap();
+            service.ready().await.unwrap().call(request).await.unwrap();
+        }
         store.reload().await.unwrap(); // the same one again
         fs::write(&key_file, "next-id:next-secret").unwrap();
         store.reload().await.unwrap();
         assert_eq!(store.load().credential().header(), "Key next-id:next-secret");
-        store
+        (store, service)
     });
-    Box::new((runtime, store, directory))
+    Box::new((runtime, store, service, directory))
 }
 
 /// Values that are wrong, from each of the places that copy one before they look at it.
