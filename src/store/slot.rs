@@ -70,8 +70,8 @@ impl fmt::Debug for Snapshot {
 }
 
 /// Threads that count their references in one place slow each other down several times, so each has a copy of the
-/// snapshot for itself, as long as there are no more of them than this.
-const COPIES: usize = 16;
+/// snapshot for itself, as long as there are no more of them than this. More copies are dearer to publish.
+const COPIES: usize = 8;
 
 type Copies = [Snapshot; COPIES];
 
