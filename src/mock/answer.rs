@@ -3,18 +3,21 @@
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST},
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Version,
+    header::{AUTHORIZATION, CONNECTION},
     request::Parts,
 };
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use serde_json::{Value, json};
 
 use super::{
-    Failure, Received, Shared,
-    connection::{Connection, Host},
-    state::{Job, State, request_id},
+    Received,
+    connection::Connection,
+    failure::{ErrorType, Failure},
+    reply::{Body, Reply},
+    state::{Job, Stage, State, request_id},
+    target::{Call, Host, Target, UPLOADS, authority},
 };
 
 /// The longest body that is looked into for a `prompt`, in bytes. A longer one is only counted.
@@ -23,7 +26,7 @@ const MAX_PARSED: u64 = 64 * 1024;
 /// How much of a refused upload is read, in bytes, before it is cut off.
 const MAX_DISCARDED: usize = 16 * 1024 * 1024;
 
-pub(super) async fn answer(request: Request<Incoming>, connection: &Connection) -> Response<Full<Bytes>> {
+pub(super) async fn answer(request: Request<Incoming>, connection: &Connection) -> Response<Body> {
     let (head, body) = request.into_parts();
     let shared = &connection.shared;
     let (number, next, latency, closes) = {
@@ -47,12 +50,8 @@ pub(super) async fn answer(request: Request<Incoming>, connection: &Connection) 
             }
             reply
         }
-        Next::Run => match perform(&head, body).await {
-            Ok(output) => Reply::ok(output),
-            Err(_) => Reply::body_cut_off(),
-        },
-        Next::Submit { app } => match perform(&head, body).await {
-            Ok(output) => submit(shared, number, app, output),
+        Next::Perform(target) => match read(&target, body).await {
+            Ok(output) => perform(target, output, &head, number, connection),
             Err(_) => Reply::body_cut_off(),
         },
     };
@@ -61,7 +60,7 @@ pub(super) async fn answer(request: Request<Incoming>, connection: &Connection) 
         tokio::time::sleep(latency).await;
     }
     shared.state().answered(number, reply.status);
-    let mut response = reply.into_response(number);
+    let mut response = reply.into_response(number, connection);
     // HTTP/2 has no such header.
     if close && head.version < Version::HTTP_2 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -82,101 +81,66 @@ fn log(state: &mut State, head: &Parts) -> u64 {
 }
 
 /// What follows once the head of a request is known.
-enum Next {
+enum Next<'a> {
     HangUp,
     /// Answer without waiting for the body.
     Reply(Reply),
-    Run,
-    Submit {
-        app: String,
-    },
+    /// Read the body, and do what is asked.
+    Perform(Target<'a>),
 }
 
-fn decide(state: &mut State, head: &Parts, connection: &Connection) -> Next {
-    match state.next_failure() {
-        Some(Failure::Disconnect) => return Next::HangUp,
-        Some(Failure::Status(status)) => {
-            return Next::Reply(Reply::detail(status, status.canonical_reason().unwrap_or_default()));
-        }
-        None => {}
+fn decide<'a>(state: &mut State, head: &'a Parts, connection: &Connection) -> Next<'a> {
+    if let Some(failure) = state.next_failure(|failure| !failure.is_the_applications()) {
+        return Reply::failure(failure).map_or(Next::HangUp, Next::Reply);
     }
-    let path = head.uri.path();
-    let Some(target) = Target::of(host(head, connection), &head.method, path) else {
-        return Next::Reply(Reply::detail(StatusCode::NOT_FOUND, format!("Path {path} not found")));
+    let target = match Target::of(head, &connection.plays) {
+        Ok(target) => target,
+        Err(path) => return Next::Reply(Reply::detail(StatusCode::NOT_FOUND, format!("Path {path} not found"))),
     };
     if let Some(refusal) = refusal(state, &target, &head.headers) {
         return Next::Reply(refusal);
     }
-    match target.call {
-        Call::Run => Next::Run,
-        Call::Submit => Next::Submit { app: target.app },
-        Call::Status(id) => Next::Reply(match state.job(&target.app, id) {
-            Some(job) => status(&connection.shared, id, job),
-            None => Reply::unknown_id(),
-        }),
-        Call::Result(id) => Next::Reply(match state.job(&target.app, id) {
-            Some(job) => Reply::ok(job.output.clone()),
-            None => Reply::unknown_id(),
-        }),
-    }
-}
-
-/// What a request is about.
-struct Target<'a> {
-    host: Host,
-    /// `owner/app`
-    app: String,
-    call: Call<'a>,
-}
-
-enum Call<'a> {
-    Run,
-    Submit,
-    Status(&'a str),
-    Result(&'a str),
-}
-
-impl<'a> Target<'a> {
-    fn of(host: Host, method: &Method, path: &'a str) -> Option<Self> {
-        if matches!(host, Host::Rest | Host::Platform) {
-            return Some(Self { host, app: String::new(), call: Call::Run });
+    let (Call::Status(id) | Call::Result(id) | Call::Cancel(id)) = target.call else { return Next::Perform(target) };
+    let Some(job) = state.job(&target.app, id) else {
+        return Next::Reply(Reply::queue(StatusCode::NOT_FOUND, "NOT_FOUND"));
+    };
+    Next::Reply(match target.call {
+        Call::Status(_) => {
+            let stage = job.poll();
+            queued(id, &target.app, stage, head, connection)
         }
-        let mut segments = path.split('/').skip(1);
-        let (owner, app) = (segments.next()?, segments.next()?);
-        if owner.is_empty() || app.is_empty() {
-            return None;
-        }
-        let below: Vec<_> = segments.collect();
-        let call = match (host, method, below.as_slice()) {
-            (Host::Run | Host::Rest | Host::Platform, _, _) => Call::Run,
-            (Host::Queue, &Method::POST, _) => Call::Submit,
-            (Host::Queue, &Method::GET, ["requests", id, "status"]) => Call::Status(id),
-            (Host::Queue, &Method::GET, ["requests", id]) => Call::Result(id),
-            (Host::Queue, _, _) => return None,
-        };
-        Some(Self { host, app: format!("{owner}/{app}"), call })
-    }
+        Call::Cancel(_) => cancel(job),
+        _ => job.complete().clone(),
+    })
 }
 
 fn refusal(state: &mut State, target: &Target<'_>, headers: &HeaderMap) -> Option<Reply> {
+    if target.call == Call::Upload {
+        // Its URL is all the permission that it needs.
+        return None;
+    }
+    let looks_at = match target.call {
+        Call::Status(id) | Call::Result(id) | Call::Cancel(id) => Some(id),
+        _ => None,
+    };
     if let Some(grant) = state.granted(headers) {
         if !grant.permitted {
             return Some(match target.host {
-                Host::Platform => Reply::platform(StatusCode::FORBIDDEN, "Access denied"),
+                Host::Platform => Reply::platform_api(StatusCode::FORBIDDEN, "Access denied"),
                 _ => Reply::detail(StatusCode::FORBIDDEN, "Insufficient permissions"),
             });
         }
         // A locked account can still look at what it has queued.
-        let reason = state.lock.filter(|_| matches!(target.call, Call::Run | Call::Submit))?.as_str();
+        let reason = state.lock.filter(|_| looks_at.is_none())?.as_str();
         return Some(Reply::detail(StatusCode::FORBIDDEN, format!("User is locked. Reason: {reason}.")));
     }
     let authorization = headers.get(AUTHORIZATION);
-    if let (None, Call::Status(id) | Call::Result(id)) = (authorization, &target.call) {
+    if let (None, Some(id)) = (authorization, looks_at) {
         // fal looks for the request before it misses the key: without any key, an unknown id is just unknown.
         state.job(&target.app, id)?;
     }
     Some(match target.host {
-        Host::Platform => Reply::platform(StatusCode::UNAUTHORIZED, "Authentication required"),
+        Host::Platform => Reply::platform_api(StatusCode::UNAUTHORIZED, "Authentication required"),
         _ => Reply::detail(StatusCode::UNAUTHORIZED, unauthorized(target, authorization)),
     })
 }
@@ -184,7 +148,7 @@ fn refusal(state: &mut State, target: &Target<'_>, headers: &HeaderMap) -> Optio
 /// Why a credential that is not valid is refused.
 fn unauthorized(target: &Target<'_>, authorization: Option<&HeaderValue>) -> String {
     let Some(authorization) = authorization else {
-        if matches!(target.host, Host::Rest) {
+        if target.host == Host::Rest {
             return "Authorization header is required".to_owned();
         }
         return format!(
@@ -217,8 +181,8 @@ fn is_jwt(token: &[u8]) -> bool {
         .is_ok_and(|claims| serde_json::from_slice::<Value>(&claims).is_ok_and(|claims| claims.is_object()))
 }
 
-/// Plays the application: reads the whole body and says what came.
-async fn perform(head: &Parts, mut body: Incoming) -> hyper::Result<Value> {
+/// Reads the whole body and says what came: the output of every application there is.
+async fn read(target: &Target<'_>, mut body: Incoming) -> hyper::Result<Value> {
     let mut bytes: u64 = 0;
     let mut kept = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -228,7 +192,7 @@ async fn perform(head: &Parts, mut body: Incoming) -> hyper::Result<Value> {
             kept.extend_from_slice(&data);
         }
     }
-    let mut output = json!({ "images": [], "seed": 0, "path": head.uri.path(), "bytes": bytes });
+    let mut output = json!({ "images": [], "seed": 0, "path": target.path, "bytes": bytes });
     if bytes <= MAX_PARSED
         && let Ok(Value::Object(mut input)) = serde_json::from_slice(&kept)
         && let Some(prompt) = input.remove("prompt")
@@ -238,33 +202,74 @@ async fn perform(head: &Parts, mut body: Incoming) -> hyper::Result<Value> {
     Ok(output)
 }
 
-fn submit(shared: &Shared, number: u64, app: String, output: Value) -> Reply {
-    let job = Job { app, polls: 0, output };
-    let reply = queued(shared, &request_id(number), &job);
-    shared.state().submit(number, job);
-    reply
+/// Does what is asked, now that the whole request is there.
+fn perform(target: Target<'_>, output: Value, head: &Parts, number: u64, connection: &Connection) -> Reply {
+    match target.call {
+        Call::Run => run(output, connection),
+        Call::Stream => run(output, connection).streamed(),
+        Call::Submit => {
+            let reply = queued(&request_id(number), &target.app, Stage::Queued, head, connection);
+            let output = run(output, connection);
+            connection.shared.state().submit(number, Job { app: target.app, stage: Stage::Queued, output });
+            reply
+        }
+        Call::Initiate => initiated(number, head, connection),
+        _ => Reply::ok(output),
+    }
 }
 
-fn status(shared: &Shared, id: &str, job: &mut Job) -> Reply {
-    let reply = queued(shared, id, job);
-    job.polls += 1;
-    reply
+/// Plays the application.
+fn run(output: Value, connection: &Connection) -> Reply {
+    let mut state = connection.shared.state();
+    state.runs += 1;
+    let failure = state.next_failure(Failure::is_the_applications);
+    failure.and_then(Reply::failure).unwrap_or_else(|| Reply::application(StatusCode::OK, output))
 }
 
 /// Where a job stands, and the URLs by which to follow it.
-fn queued(shared: &Shared, id: &str, job: &Job) -> Reply {
-    let url = format!("{}/{}/requests/{id}", shared.queue_origin(), job.app);
+fn queued(id: &str, app: &str, stage: Stage, head: &Parts, connection: &Connection) -> Reply {
+    let path = format!("/{app}/requests/{id}");
+    let url = connection.plays.url(&connection.shared, head, Host::Queue, &path);
     let mut body = json!({
-        "status": match job.polls { 0 => "IN_QUEUE", 1 => "IN_PROGRESS", _ => "COMPLETED" },
         "request_id": id,
         "response_url": url,
         "status_url": format!("{url}/status"),
         "cancel_url": format!("{url}/cancel"),
     });
-    if job.polls == 0 {
-        body["queue_position"] = 0.into();
-    }
+    body["status"] = match stage {
+        Stage::Queued => {
+            body["queue_position"] = 0.into();
+            "IN_QUEUE".into()
+        }
+        Stage::InProgress => {
+            body["logs"] = Value::Null;
+            "IN_PROGRESS".into()
+        }
+        Stage::Done | Stage::Completed => {
+            body["logs"] = Value::Null;
+            "COMPLETED".into()
+        }
+    };
     Reply::ok(body)
+}
+
+fn cancel(job: &mut Job) -> Reply {
+    if job.stage == Stage::Completed {
+        return Reply::queue(StatusCode::BAD_REQUEST, "ALREADY_COMPLETED");
+    }
+    job.output = Reply::error(ErrorType::ClientCancelled);
+    job.complete();
+    Reply::queue(StatusCode::ACCEPTED, "CANCELLATION_REQUESTED")
+}
+
+/// Where to upload a file, and where it will be found.
+fn initiated(number: u64, head: &Parts, connection: &Connection) -> Reply {
+    let url = |path: String| connection.plays.url(&connection.shared, head, Host::Storage, &path);
+    let id = request_id(number);
+    Reply::ok(json!({
+        "upload_url": url(format!("{UPLOADS}{id}?signature=of-the-mock")),
+        "file_url": url(format!("/files/{id}")),
+    }))
 }
 
 /// Reads the rest of an upload that was answered already, next to the answer.
@@ -284,65 +289,4 @@ fn discard(mut body: Incoming, connection: &Connection) {
             }
         }
     });
-}
-
-struct Reply {
-    status: StatusCode,
-    body: Value,
-}
-
-impl Reply {
-    fn ok(body: Value) -> Self {
-        Self { status: StatusCode::OK, body }
-    }
-
-    fn detail(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, body: json!({ "detail": detail.into() }) }
-    }
-
-    /// The Platform API's form.
-    fn platform(status: StatusCode, message: &str) -> Self {
-        Self { status, body: json!({ "error": { "type": "authorization_error", "message": message } }) }
-    }
-
-    fn unknown_id() -> Self {
-        Self { status: StatusCode::NOT_FOUND, body: json!({ "status": "NOT_FOUND" }) }
-    }
-
-    fn body_cut_off() -> Self {
-        Self::detail(StatusCode::BAD_REQUEST, "The request body was cut off")
-    }
-
-    fn is_refusal(&self) -> bool {
-        matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-    }
-
-    fn into_response(self, number: u64) -> Response<Full<Bytes>> {
-        let mut response = Response::new(Full::from(self.body.to_string()));
-        *response.status_mut() = self.status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Ok(id) = HeaderValue::try_from(request_id(number)) {
-            response.headers_mut().insert("x-fal-request-id", id);
-        }
-        response
-    }
-}
-
-fn host(head: &Parts, connection: &Connection) -> Host {
-    let authority = authority(head).to_ascii_lowercase();
-    match authority.split_once('.') {
-        Some(("queue", _)) => Host::Queue,
-        Some(("rest", _)) => Host::Rest,
-        Some(("api", _)) => Host::Platform,
-        _ => connection.host,
-    }
-}
-
-/// Whom a request is meant for: `:authority`, an absolute URI's or the `host` header's; empty if there is none.
-fn authority(head: &Parts) -> &str {
-    let in_uri = head.uri.authority().map(|authority| authority.as_str());
-    let in_header = || head.headers.get(HOST).and_then(|host| host.to_str().ok());
-    let authority = in_uri.or_else(in_header).unwrap_or_default();
-    // `user:password@` may stand in front, and is nothing for a log.
-    authority.rsplit('@').next().unwrap_or_default()
 }

@@ -5,23 +5,12 @@ use std::sync::Arc;
 use hyper::rt::Executor;
 use tokio::sync::{Notify, watch};
 
-use super::Shared;
-
-/// Which of fal's hosts a listener plays.
-#[derive(Clone, Copy)]
-pub(super) enum Host {
-    Run,
-    Queue,
-    /// `rest.fal.ai`; by name only.
-    Rest,
-    /// The Platform API, `api.fal.ai`; by name only.
-    Platform,
-}
+use super::{Shared, target::Plays};
 
 /// What the answer to a request needs to know of the connection that the request came on.
 pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
-    pub(super) host: Host,
+    pub(super) plays: Plays,
     /// Tasks that end with the connection.
     pub(super) tasks: Tasks,
     /// Closes the connection, whatever goes on there.
@@ -49,14 +38,16 @@ pub(super) struct Tasks(watch::Receiver<()>);
 
 impl Tasks {
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut scope = self.0.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                // Nothing is ever sent: this is the end of the scope.
-                _ = scope.changed() => {}
-                () = task => {}
-            }
-        });
+        tokio::spawn(self.clone().run(task));
+    }
+
+    /// The task itself, for whoever spawns it.
+    pub(super) async fn run(mut self, task: impl Future<Output = ()>) {
+        tokio::select! {
+            // Nothing is ever sent: this is the end of the scope.
+            _ = self.0.changed() => {}
+            () = task => {}
+        }
     }
 }
 

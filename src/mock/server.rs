@@ -5,14 +5,16 @@ use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use hyper::service::service_fn;
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     sync::Notify,
 };
 
 use super::{
     Shared,
     answer::answer,
-    connection::{Connection, Host, Scope, Tasks},
+    connection::{Connection, Scope, Tasks},
+    target::{Host, Plays},
 };
 
 /// How long to wait when no connection can be accepted.
@@ -21,24 +23,29 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 pub(super) async fn listen(listener: TcpListener, host: Host, shared: Arc<Shared>, tasks: Tasks) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => tasks.spawn(serve(stream, host, Arc::clone(&shared))),
+            Ok((stream, _)) => {
+                // Best effort: without it an answer is late, not wrong.
+                let _ = stream.set_nodelay(true);
+                tasks.spawn(serve(stream, Plays::One(host), Arc::clone(&shared)));
+            }
             // A client that has gone again, or too many open files: both pass, and a test would rather wait.
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
 
-async fn serve(stream: TcpStream, host: Host, shared: Arc<Shared>) {
-    // Best effort: without it an answer is late, not wrong.
-    let _ = stream.set_nodelay(true);
+pub(super) async fn serve<I>(io: I, plays: Plays, shared: Arc<Shared>)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let scope = Scope::new();
-    let connection = Arc::new(Connection { shared, host, tasks: scope.tasks(), hang_up: Notify::new() });
+    let connection = Arc::new(Connection { shared, plays, tasks: scope.tasks(), hang_up: Notify::new() });
     let service = service_fn(|request| {
         let connection = Arc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(request, &connection).await) }
     });
     let server = auto::Builder::new(scope.tasks());
-    let served = pin!(server.serve_connection(TokioIo::new(stream), service));
+    let served = pin!(server.serve_connection(TokioIo::new(io), service));
     tokio::select! {
         // How a connection ends is the client's affair; an error here has no one to be told to.
         _ = served => {}

@@ -3,10 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use http::{HeaderMap, HeaderValue, StatusCode, header::AUTHORIZATION};
-use serde_json::Value;
 use subtle::ConstantTimeEq as _;
 
-use super::{Failure, Lock, Presented, Received};
+use super::{Failure, Lock, Presented, Received, reply::Reply};
 use crate::credential::{Credential, KeyId};
 
 /// How many requests the log holds, and how many jobs the queue. The oldest goes first.
@@ -20,6 +19,7 @@ pub(super) struct State {
     pub(super) close_on_refusal: bool,
     failing: Option<(usize, Failure)>,
     requests: u64,
+    pub(super) runs: u64,
     log: BTreeMap<u64, Received>,
     jobs: BTreeMap<u64, Job>,
 }
@@ -33,8 +33,37 @@ pub(super) struct Grant {
 /// A submitted request in the queue.
 pub(super) struct Job {
     pub(super) app: String,
-    pub(super) polls: u64,
-    pub(super) output: Value,
+    pub(super) stage: Stage,
+    /// What the application answered.
+    pub(super) output: Reply,
+}
+
+/// Where a job stands: each look at it finds it one further.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Queued,
+    InProgress,
+    /// Nobody has seen it yet.
+    Done,
+    Completed,
+}
+
+impl Job {
+    /// What the next poll finds.
+    pub(super) fn poll(&mut self) -> Stage {
+        let found = self.stage;
+        self.stage = match found {
+            Stage::Queued => Stage::InProgress,
+            Stage::InProgress => Stage::Done,
+            Stage::Done | Stage::Completed => Stage::Completed,
+        };
+        found
+    }
+
+    pub(super) fn complete(&mut self) -> &Reply {
+        self.stage = Stage::Completed;
+        &self.output
+    }
 }
 
 impl State {
@@ -67,8 +96,9 @@ impl State {
         self.failing = (n > 0).then_some((n, failure));
     }
 
-    pub(super) fn next_failure(&mut self) -> Option<Failure> {
-        let (left, failure) = self.failing?;
+    /// The failure of this request, if there is one and it is of this kind.
+    pub(super) fn next_failure(&mut self, is_wanted: impl Fn(&Failure) -> bool) -> Option<Failure> {
+        let (left, failure) = self.failing.filter(|(_, failure)| is_wanted(failure))?;
         self.fail_next(left - 1, failure);
         Some(failure)
     }

@@ -1,0 +1,164 @@
+//! What can be made to go wrong.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+/// Why an account is locked: the `<reason>` in fal's `403 User is locked. Reason: <reason>.`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Lock {
+    /// `Exhausted balance. Top up your balance at fal.ai/dashboard/billing`
+    ExhaustedBalance,
+    /// `Admin lock. Please contact support@fal.ai`
+    Admin,
+    /// `TOP_UP`
+    TopUp,
+    /// `Please add a payment method at fal.ai/dashboard/billing`
+    NoPaymentMethod,
+    /// `This account has been archived. Please contact hello@fal.ai`
+    Archived,
+    /// `User budget is exceeded. Adjust it at fal.ai/dashboard/billing`
+    BudgetExceeded,
+    /// `Unknown. Please contact hello@fal.ai`
+    Unknown,
+}
+
+impl Lock {
+    /// The reason as it stands in the answer.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ExhaustedBalance => "Exhausted balance. Top up your balance at fal.ai/dashboard/billing",
+            Self::Admin => "Admin lock. Please contact support@fal.ai",
+            Self::TopUp => "TOP_UP",
+            Self::NoPaymentMethod => "Please add a payment method at fal.ai/dashboard/billing",
+            Self::Archived => "This account has been archived. Please contact hello@fal.ai",
+            Self::BudgetExceeded => "User budget is exceeded. Adjust it at fal.ai/dashboard/billing",
+            Self::Unknown => "Unknown. Please contact hello@fal.ai",
+        }
+    }
+}
+
+/// How a request fails that [`fail_next`](super::MockFal::fail_next) picks.
+///
+/// [`Model`](Self::Model) and [`Application`](Self::Application) are answers of the application: only a request
+/// that gets as far as one, with a valid credential and its whole body, is picked for them, and it counts as
+/// [run](super::MockFal::runs). All others meet any request at once: whatever credential it shows, without waiting
+/// for its body, and before anything is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Failure {
+    /// An answer with this status and the status' own words as `detail`. The status of a final answer: one below 200
+    /// comes out as hyper will have it.
+    Status(StatusCode),
+    /// The same with `retry-after`, in whole seconds (rounded up). fal documents it for neither runs nor the queue;
+    /// what stands in front of a server may send it.
+    RetryAfter(StatusCode, Duration),
+    /// fal could not get the request to its application, or an answer back:
+    /// `{"detail":…,"error_type":"startup_timeout"}` and `x-fal-error-type`.
+    Platform(ErrorType),
+    /// The time that the caller itself set with `X-Fal-Request-Timeout` is up: 504 `request_timeout` and
+    /// `x-fal-request-timeout-type: user`.
+    CallersTimeout,
+    /// The model cannot do it: `{"detail":[{"loc":["body"],"msg":…,"type":"content_policy_violation"}]}` and
+    /// `x-fal-retryable`. The usual status is 422.
+    Model {
+        /// The status.
+        status: StatusCode,
+        /// The `type`, such as `content_policy_violation`.
+        error: &'static str,
+        /// What `x-fal-retryable` says.
+        retryable: bool,
+    },
+    /// The application was run, and this is the answer of its own, with `x-fal-served-from` and
+    /// `x-fal-billable-units`. With 401 or 403 it is one that must not be taken for fal's.
+    Application(StatusCode),
+    /// The connection is closed with no answer, and with it every other request on it.
+    Disconnect,
+}
+
+impl Failure {
+    pub(super) fn is_the_applications(&self) -> bool {
+        matches!(self, Self::Model { .. } | Self::Application(_))
+    }
+}
+
+/// The type of an error of fal's platform, which is not the application's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorType {
+    /// 504 `request_timeout`
+    RequestTimeout,
+    /// 504 `startup_timeout`
+    StartupTimeout,
+    /// 503 `runner_scheduling_failure`
+    RunnerSchedulingFailure,
+    /// 503 `runner_connection_timeout`
+    RunnerConnectionTimeout,
+    /// 503 `runner_disconnected`
+    RunnerDisconnected,
+    /// 503 `runner_connection_refused`
+    RunnerConnectionRefused,
+    /// 503 `runner_connection_error`
+    RunnerConnectionError,
+    /// 502 `runner_incomplete_response`
+    RunnerIncompleteResponse,
+    /// 500 `runner_server_error`
+    RunnerServerError,
+    /// 500 `internal_error`
+    InternalError,
+    /// 499 `client_disconnected`
+    ClientDisconnected,
+    /// 499 `client_cancelled`
+    ClientCancelled,
+    /// 400 `bad_request`
+    BadRequest,
+    /// 429 `concurrent_requests_limit`, with `x-fal-needs-retry: 1`: too many runs at once. The queue has no such
+    /// limit.
+    ConcurrentRequestsLimit,
+}
+
+impl ErrorType {
+    /// The type as it stands in the answer.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RequestTimeout => "request_timeout",
+            Self::StartupTimeout => "startup_timeout",
+            Self::RunnerSchedulingFailure => "runner_scheduling_failure",
+            Self::RunnerConnectionTimeout => "runner_connection_timeout",
+            Self::RunnerDisconnected => "runner_disconnected",
+            Self::RunnerConnectionRefused => "runner_connection_refused",
+            Self::RunnerConnectionError => "runner_connection_error",
+            Self::RunnerIncompleteResponse => "runner_incomplete_response",
+            Self::RunnerServerError => "runner_server_error",
+            Self::InternalError => "internal_error",
+            Self::ClientDisconnected => "client_disconnected",
+            Self::ClientCancelled => "client_cancelled",
+            Self::BadRequest => "bad_request",
+            Self::ConcurrentRequestsLimit => "concurrent_requests_limit",
+        }
+    }
+
+    /// The status of the answer.
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::RequestTimeout | Self::StartupTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::RunnerSchedulingFailure
+            | Self::RunnerConnectionTimeout
+            | Self::RunnerDisconnected
+            | Self::RunnerConnectionRefused
+            | Self::RunnerConnectionError => StatusCode::SERVICE_UNAVAILABLE,
+            Self::RunnerIncompleteResponse => StatusCode::BAD_GATEWAY,
+            Self::RunnerServerError | Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
+            // nginx's own, so `http` has no name for it.
+            Self::ClientDisconnected | Self::ClientCancelled => {
+                StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST)
+            }
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::ConcurrentRequestsLimit => StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+}

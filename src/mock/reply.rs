@@ -1,0 +1,151 @@
+//! Every answer there is, and how it goes out.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::{Either, Full, channel::Channel};
+use serde_json::{Value, json};
+
+use super::{
+    connection::Connection,
+    failure::{ErrorType, Failure},
+    state::request_id,
+};
+
+pub(super) type Body = Either<Full<Bytes>, Channel<Bytes>>;
+
+/// How many events a stream has.
+const EVENTS: usize = 3;
+
+/// The status, headers and body of an answer.
+#[derive(Clone)]
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    headers: HeaderMap,
+    body: Value,
+    /// Whether the body is sent as the events of a stream.
+    streamed: bool,
+}
+
+impl Reply {
+    fn new(status: StatusCode, body: Value) -> Self {
+        Self { status, headers: HeaderMap::new(), body, streamed: false }
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<HeaderValue>) -> Self {
+        self.headers.insert(HeaderName::from_static(name), value.into());
+        self
+    }
+
+    pub(super) fn ok(body: Value) -> Self {
+        Self::new(StatusCode::OK, body)
+    }
+
+    /// What an application answers.
+    pub(super) fn application(status: StatusCode, body: Value) -> Self {
+        Self::new(status, body)
+            .with("x-fal-served-from", HeaderValue::from_static("00000000-0000-4000-9000-000000000001"))
+            .with("x-fal-billable-units", 1)
+    }
+
+    pub(super) fn detail(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self::new(status, json!({ "detail": detail.into() }))
+    }
+
+    /// What the queue has to say.
+    pub(super) fn queue(status: StatusCode, says: &str) -> Self {
+        Self::new(status, json!({ "status": says }))
+    }
+
+    /// A refusal in the Platform API's form.
+    pub(super) fn platform_api(status: StatusCode, message: &str) -> Self {
+        Self::new(status, json!({ "error": { "type": "authorization_error", "message": message } }))
+    }
+
+    pub(super) fn error(error: ErrorType) -> Self {
+        let name = error.as_str();
+        let reply = Self::new(error.status(), json!({ "detail": words(name), "error_type": name }))
+            .with("x-fal-error-type", HeaderValue::from_static(name));
+        match error {
+            ErrorType::ConcurrentRequestsLimit => reply.with("x-fal-needs-retry", 1),
+            _ => reply,
+        }
+    }
+
+    pub(super) fn body_cut_off() -> Self {
+        Self::detail(StatusCode::BAD_REQUEST, "The request body was cut off")
+    }
+
+    /// `None` is no answer at all.
+    pub(super) fn failure(failure: Failure) -> Option<Self> {
+        let status_alone = |status: StatusCode| Self::detail(status, status.canonical_reason().unwrap_or_default());
+        Some(match failure {
+            Failure::Status(status) => status_alone(status),
+            Failure::RetryAfter(status, after) => {
+                let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0));
+                status_alone(status).with("retry-after", seconds)
+            }
+            Failure::Platform(error) => Self::error(error),
+            Failure::CallersTimeout => Self::error(ErrorType::RequestTimeout)
+                .with("x-fal-request-timeout-type", HeaderValue::from_static("user")),
+            Failure::Model { status, error, retryable } => {
+                let problem = json!({ "loc": ["body"], "msg": words(error), "type": error });
+                let retryable = if retryable { "true" } else { "false" };
+                Self::application(status, json!({ "detail": [problem] }))
+                    .with("x-fal-retryable", HeaderValue::from_static(retryable))
+            }
+            Failure::Application(status) => {
+                Self::application(status, json!({ "detail": "The application has rules of its own" }))
+            }
+            Failure::Disconnect => return None,
+        })
+    }
+
+    /// The same as the events of a stream, unless it is an error.
+    pub(super) fn streamed(mut self) -> Self {
+        self.streamed = self.status.is_success();
+        self
+    }
+
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+    }
+
+    pub(super) fn into_response(self, number: u64, connection: &Connection) -> Response<Body> {
+        let (content_type, body) = if self.streamed {
+            ("text/event-stream", Either::Right(events(self.body, connection)))
+        } else {
+            ("application/json", Either::Left(Full::from(self.body.to_string())))
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if let Ok(id) = HeaderValue::try_from(request_id(number)) {
+            response.headers_mut().insert("x-fal-request-id", id);
+        }
+        response
+    }
+}
+
+/// `startup_timeout` in words.
+fn words(name: &str) -> String {
+    name.replace('_', " ")
+}
+
+/// Sends each event as soon as the test lets it go.
+fn events(mut output: Value, connection: &Connection) -> Channel<Bytes> {
+    let (mut sender, body) = Channel::new(1);
+    let mut allowed = connection.shared.events.subscribe();
+    connection.tasks.spawn(async move {
+        for event in 0..EVENTS {
+            if allowed.wait_for(|allowed| event < *allowed).await.is_err() {
+                return;
+            }
+            output["event"] = event.into();
+            if sender.send_data(format!("data: {output}\n\n").into()).await.is_err() {
+                return;
+            }
+        }
+    });
+    body
+}

@@ -1,0 +1,164 @@
+//! Whom a request is to, and what it asks for.
+
+use http::{Method, header::HOST, request::Parts, uri::Scheme};
+
+use super::Shared;
+
+/// One of fal's hosts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Host {
+    Run,
+    Queue,
+    Rest,
+    /// The Platform API.
+    Platform,
+    /// Where uploads go.
+    Storage,
+}
+
+impl Host {
+    /// Its name at fal.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Run => "fal.run",
+            Self::Queue => "queue.fal.run",
+            Self::Rest => "rest.fal.ai",
+            Self::Platform => "api.fal.ai",
+            Self::Storage => "v3.fal.media",
+        }
+    }
+
+    /// What stands in front of a path where no name tells.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Run => "/run",
+            Self::Queue => "/queue",
+            Self::Rest => "/rest",
+            Self::Platform => "/api",
+            Self::Storage => "/storage",
+        }
+    }
+
+    /// The host that an authority names, if it names one of fal's. Its first label is enough.
+    fn named(authority: &str) -> Option<Self> {
+        Some(match authority.split_once('.')?.0.to_ascii_lowercase().as_str() {
+            "fal" | "falrun" => Self::Run,
+            "queue" => Self::Queue,
+            "rest" => Self::Rest,
+            "api" => Self::Platform,
+            "v3" | "v3b" => Self::Storage,
+            _ => return None,
+        })
+    }
+
+    /// The host that the beginning of a path names, and the rest of the path.
+    fn prefixed(path: &str) -> Option<(Self, &str)> {
+        [Self::Run, Self::Queue, Self::Rest, Self::Platform, Self::Storage].into_iter().find_map(|host| {
+            let rest = path.strip_prefix(host.prefix())?;
+            rest.starts_with('/').then_some((host, rest))
+        })
+    }
+}
+
+/// Which hosts a connection leads to, when the `host` of a request names none of fal's.
+#[derive(Clone)]
+pub(super) enum Plays {
+    /// This one.
+    One(Host),
+    /// All, told apart by the beginning of the path. The scheme is that of the URLs in answers.
+    All(Scheme),
+}
+
+impl Plays {
+    /// The URL at which whoever sent this request finds a path on another of the hosts.
+    pub(super) fn url(&self, shared: &Shared, head: &Parts, host: Host, path: &str) -> String {
+        let Self::All(scheme) = self else { return format!("{}{path}", shared.origin(host)) };
+        let authority = authority(head);
+        if Host::named(authority).is_none() {
+            return format!("{scheme}://{authority}{}{path}", host.prefix());
+        }
+        let port = authority.split_once(':').map(|(_, port)| format!(":{port}")).unwrap_or_default();
+        format!("{scheme}://{}{port}{path}", host.name())
+    }
+}
+
+/// What a request is about.
+pub(super) struct Target<'a> {
+    pub(super) host: Host,
+    /// The path on that host.
+    pub(super) path: &'a str,
+    /// `owner/app`; empty on the hosts that have none.
+    pub(super) app: String,
+    pub(super) call: Call<'a>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Call<'a> {
+    Run,
+    Stream,
+    Submit,
+    Status(&'a str),
+    Result(&'a str),
+    Cancel(&'a str),
+    /// Asks where to upload a file.
+    Initiate,
+    Upload,
+    /// Anything else on the hosts that run no application.
+    Other,
+}
+
+impl<'a> Target<'a> {
+    /// `Err` is the path, when fal would not know it.
+    pub(super) fn of(head: &'a Parts, plays: &Plays) -> Result<Self, &'a str> {
+        let path = head.uri.path();
+        let (host, path) = match (Host::named(authority(head)), plays) {
+            (Some(host), _) => (host, path),
+            (None, Plays::One(host)) => (*host, path),
+            (None, Plays::All(_)) => Host::prefixed(path).unwrap_or((Host::Run, path)),
+        };
+        let (app, call) = call(host, &head.method, path).ok_or(path)?;
+        Ok(Self { host, path, app, call })
+    }
+}
+
+fn call<'a>(host: Host, method: &Method, path: &'a str) -> Option<(String, Call<'a>)> {
+    match host {
+        Host::Run | Host::Queue => {}
+        Host::Rest if method == Method::POST && path == "/storage/upload/initiate" => {
+            return Some((String::new(), Call::Initiate));
+        }
+        Host::Rest | Host::Platform => return Some((String::new(), Call::Other)),
+        Host::Storage => {
+            let uploads = method == Method::PUT && path.starts_with(UPLOADS);
+            return uploads.then(|| (String::new(), Call::Upload));
+        }
+    }
+    let mut segments = path.split('/').skip(1);
+    let (owner, app) = (segments.next()?, segments.next()?);
+    if owner.is_empty() || app.is_empty() {
+        return None;
+    }
+    let below: Vec<_> = segments.collect();
+    let call = match (host, method, below.as_slice()) {
+        (Host::Queue, &Method::POST, _) => Call::Submit,
+        (Host::Queue, &Method::GET, ["requests", id, "status"]) => Call::Status(id),
+        (Host::Queue, &Method::GET, ["requests", id]) => Call::Result(id),
+        (Host::Queue, &Method::PUT, ["requests", id, "cancel"]) => Call::Cancel(id),
+        (Host::Queue, _, _) => return None,
+        (_, &Method::POST, [.., "stream"]) => Call::Stream,
+        _ => Call::Run,
+    };
+    Some((format!("{owner}/{app}"), call))
+}
+
+/// What uploads begin with on the storage host.
+pub(super) const UPLOADS: &str = "/upload/";
+
+/// Whom a request is meant for: `:authority`, an absolute URI's or the `host` header's; empty if there is none.
+pub(super) fn authority(head: &Parts) -> &str {
+    let in_uri = head.uri.authority().map(|authority| authority.as_str());
+    let in_header = || head.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let authority = in_uri.or_else(in_header).unwrap_or_default();
+    // `user:password@` may stand in front, and is nothing for a log.
+    authority.rsplit('@').next().unwrap_or_default()
+}
