@@ -7,6 +7,10 @@ mod auth;
 #[cfg(unix)]
 mod file_rotation;
 mod leak;
+#[cfg(unix)]
+mod mock_process;
+#[cfg(unix)]
+mod python;
 mod redirect;
 mod replay;
 mod retry;

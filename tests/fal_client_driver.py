@@ -1,0 +1,63 @@
+"""What fal's own client makes of the mock: every call once, and what came of it as one line of JSON.
+
+The environment says where fal is and with which key. `tests/it/python.rs` runs it and judges.
+"""
+
+import asyncio
+import json
+
+import fal_client
+
+APP = "fal-ai/flux/dev"
+INPUT = {"prompt": "a cat"}
+
+
+def outcome(call):
+    try:
+        return call()
+    except fal_client.FalClientHTTPError as error:
+        return {"status": error.status_code, "message": error.message, "error_type": error.error_type}
+    except Exception as error:  # a stream that is refused has an error of the SSE library
+        return {"error": type(error).__name__}
+
+
+def statuses(handle):
+    return [type(status).__name__ for status in handle.iter_events(with_logs=True, interval=0)]
+
+
+def queued():
+    handle = fal_client.submit(APP, INPUT)
+    return {"statuses": statuses(handle), "result": handle.get(interval=0)}
+
+
+def by_id():
+    request_id = fal_client.submit(APP, INPUT).request_id
+    first = fal_client.status(APP, request_id)
+    return {"status": type(first).__name__, "result": fal_client.result(APP, request_id)}
+
+
+def cancelled():
+    handle = fal_client.submit(APP, INPUT)
+    handle.cancel()
+    return {"again": outcome(handle.cancel), "result": outcome(handle.get)}
+
+
+async def asynchronous():
+    ran = await fal_client.run_async(APP, INPUT)
+    events = [event["event"] async for event in fal_client.stream_async(APP, INPUT)]
+    return {"run": ran, "events": events, "subscribe": await fal_client.subscribe_async(APP, INPUT)}
+
+
+print(
+    json.dumps(
+        {
+            "run": outcome(lambda: fal_client.run(APP, INPUT)),
+            "stream": outcome(lambda: list(fal_client.stream(APP, INPUT))),
+            "queued": outcome(queued),
+            "by_id": outcome(by_id),
+            "cancelled": outcome(cancelled),
+            "subscribe": outcome(lambda: fal_client.subscribe(APP, INPUT)),
+            "asynchronous": outcome(lambda: asyncio.run(asynchronous())),
+        }
+    )
+)

@@ -1,0 +1,214 @@
+//! `examples/mock_fal`: what programs in other languages are tested against, as they see it.
+
+use std::{path::PathBuf, process::Stdio, sync::Arc};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, Uri, Version, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{
+    client::legacy::{Client, connect::Connect},
+    rt::TokioExecutor,
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+};
+
+/// The mock as a process, which ends with this.
+pub(crate) struct MockProcess {
+    child: Child,
+    /// Such as `https://127.0.0.1:8443`.
+    pub(crate) fal: String,
+    control: String,
+    directory: TempDir,
+}
+
+impl MockProcess {
+    /// Returns once it listens, with one valid key.
+    pub(crate) async fn start(key: &str, tls: bool) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = example(&["--key", key]);
+        if tls {
+            command.arg("--tls").arg("--ca-out").arg(directory.path().join("ca.pem"));
+        }
+        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).await.unwrap();
+        let (fal, control) = line.trim_end().strip_prefix("fal on ").unwrap().split_once(", control on ").unwrap();
+        Self { child, fal: fal.to_owned(), control: control.to_owned(), directory }
+    }
+
+    /// The certificate of its CA.
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.directory.path().join("ca.pem")
+    }
+
+    pub(crate) async fn tell(&self, path: &str, body: &Value) -> StatusCode {
+        self.control(Method::POST, path, body.to_string()).await.0
+    }
+
+    pub(crate) async fn received(&self) -> Value {
+        serde_json::from_str(&self.control(Method::GET, "/received", String::new()).await.1).unwrap()
+    }
+
+    async fn control(&self, method: Method, path: &str, body: String) -> (StatusCode, String) {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.control))
+            .body(Full::<Bytes>::from(body))
+            .unwrap();
+        answer(client.request(request).await.unwrap()).await
+    }
+
+    /// Sends a signal, and waits for the exit code.
+    async fn end(mut self, signal: &str) -> Option<i32> {
+        let kill = format!("kill -{signal} {}", self.child.id().unwrap());
+        assert!(Command::new("sh").args(["-c", &kill]).status().await.unwrap().success());
+        self.child.wait().await.unwrap().code()
+    }
+}
+
+/// The example as the `cargo test` around this test has built it. (To run cargo from a test is to build ring anew: the
+/// environment of a test is not the one that it was built in.)
+fn example(arguments: &[&str]) -> Command {
+    let tests = std::env::current_exe().unwrap();
+    let example = tests.parent().unwrap().with_file_name("examples").join("mock_fal");
+    assert!(example.exists(), "plain `cargo test` builds it, and so does `cargo build --example mock_fal`");
+    let mut command = Command::new(example);
+    command.args(arguments);
+    command
+}
+
+async fn answer(response: http::Response<hyper::body::Incoming>) -> (StatusCode, String) {
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+async fn post(client: &Client<impl Connect + Clone + Send + Sync + 'static, Full<&'static [u8]>>, url: &str) -> Value {
+    let request = Request::post(url).header(header::AUTHORIZATION, "Key my-key:not-a-secret").body(Full::default());
+    let (status, body) = answer(client.request(request.unwrap()).await.unwrap()).await;
+    let body: Value = serde_json::from_str(&body).unwrap();
+    json!([status.as_u16(), body])
+}
+
+#[tokio::test]
+async fn a_key_is_accepted_revoked_and_locked_out_through_the_control_endpoint() {
+    let mock = MockProcess::start("my-key:not-a-secret", false).await;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let run = format!("{}/run/a/b", mock.fal);
+    let key = json!({"key": "my-key:not-a-secret"});
+    assert_eq!(post(&client, &run).await[0], 200);
+    assert_eq!(mock.tell("/revoke", &key).await, 200);
+    assert_eq!(post(&client, &run).await, json!([401, {"detail": "No user found for Key ID and Secret"}]));
+    assert_eq!(mock.tell("/accept", &key).await, 200);
+    assert_eq!(mock.tell("/lock", &json!({"reason": "TOP_UP"})).await, 200);
+    assert_eq!(post(&client, &run).await, json!([403, {"detail": "User is locked. Reason: TOP_UP."}]));
+    assert_eq!(mock.tell("/unlock", &json!(null)).await, 200);
+    assert_eq!(post(&client, &run).await[0], 200);
+
+    let received = mock.received().await;
+    assert_eq!(received["runs"], 2);
+    let seen = |n: usize| [&received["requests"][n]["presented"], &received["requests"][n]["status"]];
+    assert_eq!(seen(0), [&json!("accepted"), &json!(200)]);
+    assert_eq!(seen(1), [&json!("refused"), &json!(401)]);
+    assert_eq!(seen(2), [&json!("accepted"), &json!(403)]);
+    let expected = json!({
+        "method": "POST", "host": mock.fal.strip_prefix("http://").unwrap(), "path": "/run/a/b",
+        "presented": "accepted", "key_id": "my-key", "status": 200,
+    });
+    assert_eq!(received["requests"][3], expected);
+    assert!(!received.to_string().contains("not-a-secret"));
+}
+
+#[tokio::test]
+async fn a_mistaken_order_is_refused_without_a_word_of_it() {
+    let mock = MockProcess::start("my-key:not-a-secret", false).await;
+    for (path, body) in [
+        ("/accept", r#"{"key":"hush"}"#),
+        ("/accept", r#""hush:hush""#),
+        ("/revoke", "hush:hush"),
+        ("/revoke", ""),
+        ("/lock", r#"{"reason":"hush"}"#),
+        ("/lock", "hush"),
+    ] {
+        let (status, text) = mock.control(Method::POST, path, body.to_owned()).await;
+        assert_eq!(status, 400, "{path} {body}");
+        assert!(!text.is_empty() && !text.contains("hush"), "{text}");
+    }
+    assert_eq!(mock.received().await, json!({"runs": 0, "requests": []}));
+}
+
+#[tokio::test]
+async fn tls_is_vouched_for_by_the_ca_it_writes_on_both_versions_and_for_fals_own_names() {
+    let mock = MockProcess::start("my-key:not-a-secret", true).await;
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(mock.ca()).unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let port = mock.fal.parse::<Uri>().unwrap().port_u16().unwrap();
+    for host in ["127.0.0.1", "localhost"] {
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let connector = HttpsConnectorBuilder::new().with_tls_config(config.clone()).https_only();
+            let connector = match version {
+                Version::HTTP_11 => connector.enable_http1().build(),
+                _ => connector.enable_http2().build(),
+            };
+            let client = Client::builder(TokioExecutor::new()).http2_only(version == Version::HTTP_2).build(connector);
+            let job = post(&client, &format!("https://{host}:{port}/queue/a/b")).await;
+            let url = job[1]["status_url"].as_str().unwrap();
+            assert!(url.starts_with(&format!("https://{host}:{port}/queue/a/b/requests/")), "{url}");
+        }
+    }
+    for name in ["fal.run", "queue.fal.run", "rest.fal.ai", "api.fal.ai", "v3.fal.media"] {
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(config.clone())
+            .https_only()
+            .with_server_name_resolver(hyper_rustls::FixedServerNameResolver::new(name.try_into().unwrap()))
+            .enable_http1()
+            .build();
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        assert_eq!(post(&client, &format!("{}/run/a/b", mock.fal)).await[0], 200, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_signal_ends_it_with_success_even_while_a_connection_is_open() {
+    for signal in ["TERM", "INT"] {
+        let mock = MockProcess::start("my-key:not-a-secret", false).await;
+        let address = mock.fal.strip_prefix("http://").unwrap().to_owned();
+        let _open = tokio::net::TcpStream::connect(address).await.unwrap();
+        assert_eq!(mock.end(signal).await, Some(0), "{signal}");
+    }
+}
+
+#[tokio::test]
+async fn an_option_that_it_does_not_understand_ends_it_with_2_and_no_word_of_what_may_be_a_key() {
+    for arguments in [
+        vec!["hush:hush"],
+        vec!["--key", "hush"],
+        vec!["--key=hush:hush"],
+        vec!["--listen", "hush"],
+        vec!["--key"],
+        vec!["--tls"],
+        vec!["--ca-out", "ca.pem"],
+    ] {
+        let output = example(&arguments).output().await.unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.ends_with("See --help.\n") && !told.contains("hush"), "{told}");
+    }
+    let help = example(&["--help"]).output().await.unwrap();
+    assert!(help.status.success() && help.stdout.starts_with(b"A fal on this machine"));
+}
