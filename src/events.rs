@@ -117,6 +117,29 @@ pub(crate) fn retry_budget_exhausted() {
     metrics::counter!("tower_fal_retry_budget_exhausted_total").increment(1);
 }
 
+/// The key's directory cannot be watched; the file is polled as ever.
+#[cfg(feature = "watch")]
+pub(crate) fn not_watched(source: &str, error: &dyn std::error::Error) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(source, %error, "the files of the fal credential cannot be watched; they are polled only");
+    let _ = (source, error);
+}
+
+/// The key has changed, and the watcher heard nothing of it.
+#[cfg(feature = "watch")]
+pub(crate) fn watcher_deaf(source: &str) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(source, "the fal credential changed without a file event; its files are polled as if not watched");
+    let _ = source;
+}
+
+/// A credential that can never change in this process stands before one that could.
+pub(crate) fn shadowed(source: &str, shadowed: &str) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(source, shadowed, "the fal credential comes from a place that cannot be rotated, and shadows a file");
+    let _ = (source, shadowed);
+}
+
 /// Anyone on this machine may replace the key.
 pub(crate) fn world_writable(path: &Path) {
     #[cfg(feature = "tracing")]

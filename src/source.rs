@@ -35,6 +35,9 @@ mod file;
 
 pub use self::{env::EnvSource, file::FileSource};
 
+/// While file events come in, a poll is a safety net only.
+const WATCHED_POLL_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Something that can be asked for the current credential. See the [module docs](self) for the three answers.
 ///
 /// `async fn load` satisfies the trait as long as its future is `Send`:
@@ -81,6 +84,15 @@ pub trait CredentialSource: Send + Sync + 'static {
     /// [`load`](Self::load) decides. Default: none.
     fn watched_paths(&self) -> Vec<PathBuf> {
         Vec::new()
+    }
+
+    /// How long the store waits before it asks again while the [`watched_paths`](Self::watched_paths) are watched.
+    ///
+    /// Default: at least 30 s if there are such paths, as a file that changes is then seen at once. A source that
+    /// brings more than what is in these files says otherwise.
+    fn poll_interval_while_watched(&self) -> Option<Duration> {
+        let every = self.poll_interval()?;
+        Some(if self.watched_paths().is_empty() { every } else { every.max(WATCHED_POLL_INTERVAL) })
     }
 }
 
@@ -205,6 +217,10 @@ impl CredentialSource for BoxSource {
     fn watched_paths(&self) -> Vec<PathBuf> {
         self.inner.dyn_watched_paths()
     }
+
+    fn poll_interval_while_watched(&self) -> Option<Duration> {
+        self.inner.dyn_poll_interval_while_watched()
+    }
 }
 
 impl fmt::Debug for BoxSource {
@@ -219,6 +235,7 @@ trait ErasedSource: Send + Sync {
     fn dyn_load(&self) -> Pin<Box<dyn Future<Output = Result<Option<Credential>, SourceError>> + Send + '_>>;
     fn dyn_poll_interval(&self) -> Option<Duration>;
     fn dyn_watched_paths(&self) -> Vec<PathBuf>;
+    fn dyn_poll_interval_while_watched(&self) -> Option<Duration>;
 }
 
 impl<S: CredentialSource> ErasedSource for S {
@@ -236,6 +253,10 @@ impl<S: CredentialSource> ErasedSource for S {
 
     fn dyn_watched_paths(&self) -> Vec<PathBuf> {
         CredentialSource::watched_paths(self)
+    }
+
+    fn dyn_poll_interval_while_watched(&self) -> Option<Duration> {
+        CredentialSource::poll_interval_while_watched(self)
     }
 }
 

@@ -34,12 +34,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::sync::watch;
+use tokio::sync::watch as channel;
 #[cfg(feature = "retry")]
 use tokio::time::Instant;
 
 use self::{
-    driver::{Driver, Schedule},
+    driver::{Driver, Hints, Schedule},
     shared::{Clock, DriverLink, Finished, Past, Shared},
 };
 use crate::{
@@ -50,8 +50,12 @@ use crate::{
 
 mod driver;
 mod shared;
+#[cfg(all(feature = "signal", unix))]
+mod signal;
 mod slot;
 mod status;
+#[cfg(feature = "watch")]
+mod watch;
 
 pub(crate) use self::slot::Hint;
 pub use self::{
@@ -80,6 +84,10 @@ impl CredentialStore {
             load_timeout: DEFAULT_LOAD_TIMEOUT,
             refresh_before: DEFAULT_REFRESH_BEFORE,
             clock: Arc::new(SystemTime::now),
+            #[cfg(all(feature = "signal", unix))]
+            on_sighup: false,
+            #[cfg(feature = "watch")]
+            watcher: None,
         }
     }
 
@@ -215,7 +223,7 @@ impl CredentialStore {
     /// # }
     /// ```
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Status> {
+    pub fn subscribe(&self) -> channel::Receiver<Status> {
         self.shared.status().subscribe()
     }
 }
@@ -335,6 +343,10 @@ pub struct CredentialStoreBuilder {
     load_timeout: Duration,
     refresh_before: Duration,
     clock: Clock,
+    #[cfg(all(feature = "signal", unix))]
+    on_sighup: bool,
+    #[cfg(feature = "watch")]
+    watcher: Option<watch::MakeWatcher>,
 }
 
 impl CredentialStoreBuilder {
@@ -349,6 +361,60 @@ impl CredentialStoreBuilder {
     /// in the first half of what was left of the token's life when it came.
     pub fn refresh_before(mut self, window: Duration) -> Self {
         self.refresh_before = window;
+        self
+    }
+
+    /// Sees changes of the source's files as they come, within milliseconds, besides polling.
+    ///
+    /// It is the directories that are watched, those of the source's
+    /// [`watched_paths`](CredentialSource::watched_paths) and those to which links there lead. An event is a hint
+    /// that the store should look now; what it then finds decides. Meanwhile polls are a safety net, every 30 s or at
+    /// the source's own interval if that is longer. Where events do not come (the system's limit of watches is
+    /// reached, a network file system, Docker's mounts on a Mac), polls go on at the source's own interval: at once if
+    /// the directory cannot be watched, from the first change on that no event announced otherwise. Either is logged
+    /// once, and never a failure.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), tower_fal::SourceError> {
+    /// use tower_fal::{CredentialStore, source::FileSource};
+    ///
+    /// let store = CredentialStore::builder(FileSource::new("/run/secrets/fal/key")).watch_files().build().await?;
+    /// # let _ = store;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "watch")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
+    pub fn watch_files(self) -> Self {
+        self.watch_files_with(watch::recommended())
+    }
+
+    #[cfg(feature = "watch")]
+    fn watch_files_with(mut self, watcher: watch::MakeWatcher) -> Self {
+        self.watcher = Some(watcher);
+        self
+    }
+
+    /// Reloads when the process gets a SIGHUP, as operators are used to (`systemctl reload`, `kill -HUP`).
+    ///
+    /// It is a [`reload`](CredentialStore::reload): the load begins after the signal, also when one is under way, and
+    /// what comes of it is in the [`Status`] and the log. From [`build`](Self::build) on, SIGHUP does not end the
+    /// process any more, also when the store is gone.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), tower_fal::SourceError> {
+    /// use tower_fal::{CredentialStore, source::FileSource};
+    ///
+    /// let store = CredentialStore::builder(FileSource::new("/etc/fal/key")).reload_on_sighup().build().await?;
+    /// # let _ = store;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// [`build`](Self::build) then fails if the signal cannot be listened to, and panics on a Tokio runtime whose I/O
+    /// is not enabled.
+    #[cfg(all(feature = "signal", unix))]
+    #[cfg_attr(docsrs, doc(cfg(all(feature = "signal", unix))))]
+    pub fn reload_on_sighup(mut self) -> Self {
+        self.on_sighup = true;
         self
     }
 
@@ -371,31 +437,50 @@ impl CredentialStoreBuilder {
     /// # Panics
     /// On a Tokio runtime whose timer is not enabled.
     pub async fn build(self) -> Result<CredentialStore, SourceError> {
-        let Self { source, load_timeout, refresh_before, clock } = self;
+        let Self { source, load_timeout, refresh_before, clock, .. } = self;
         let source_name: Arc<str> = source.name().into();
         if tokio::runtime::Handle::try_current().is_err() {
             let hint = "a store that reloads needs a Tokio runtime: build it inside one, or use `from_env` or `fixed`";
             return Err(SourceError::new(source_name, hint));
         }
+        #[cfg(all(feature = "signal", unix))]
+        let hangups = if self.on_sighup {
+            let failed = |error| SourceError::io(Arc::clone(&source_name), "cannot listen to SIGHUP", error);
+            Some(signal::hangups().map_err(failed)?)
+        } else {
+            None
+        };
         let first = driver::load_once(&source, &source_name, load_timeout)
             .await?
             .ok_or_else(|| nothing_there(Arc::clone(&source_name)))?;
 
-        let (wanted, wanted_by_handles) = watch::channel(0);
-        let (finished_by_driver, finished) = watch::channel(Finished { load: 0, result: Ok(()) });
+        let (wanted, wanted_by_handles) = channel::channel(0);
+        let (finished_by_driver, finished) = channel::channel(Finished::first());
         let first_source = first.source_arc().unwrap_or(&source_name).clone();
+        let hints = Arc::new(Hints::default());
+        #[cfg(feature = "watch")]
+        if let Some(watcher) = self.watcher {
+            tokio::spawn(watch::run(source.clone(), watcher, Arc::clone(&hints), finished.clone()));
+        }
+        #[cfg(all(feature = "signal", unix))]
+        let until_driver_ends = finished.clone();
         let link = DriverLink { wanted, finished };
         let shared = Arc::new(Shared::new(first, first_source, Some(link), Arc::clone(&clock)));
         let driver = Driver {
-            schedule: Schedule::new(refresh_before, driver::poll_interval(&source), clock),
+            schedule: Schedule::new(refresh_before, driver::poll_interval(&source, false), clock),
             source,
             source_name,
             shared: Arc::downgrade(&shared),
             wanted: wanted_by_handles,
             finished: finished_by_driver,
+            hints,
             load_timeout,
         };
         tokio::spawn(driver.run());
+        #[cfg(all(feature = "signal", unix))]
+        if let Some(hangups) = hangups {
+            tokio::spawn(signal::reload(hangups, Arc::downgrade(&shared), until_driver_ends));
+        }
         Ok(CredentialStore { shared })
     }
 }

@@ -4,11 +4,18 @@
 use std::{
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::Instant,
+};
 
 use super::{
     shared::{Clock, Finished, Shared, exponential, jittered},
@@ -37,6 +44,7 @@ pub(super) struct Driver {
     pub(super) shared: Weak<Shared>,
     pub(super) wanted: watch::Receiver<u64>,
     pub(super) finished: watch::Sender<Finished>,
+    pub(super) hints: Arc<Hints>,
     pub(super) load_timeout: Duration,
     pub(super) schedule: Schedule,
 }
@@ -60,22 +68,25 @@ impl Driver {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()), // the last handle is gone
             },
+            () = self.hints.look.notified() => self.load().await,
             () = self.schedule.wait() => ControlFlow::Continue(()),
             () = sleep_until(forget_at) => ControlFlow::Continue(()),
         }
     }
 
     async fn load(&mut self) -> ControlFlow<()> {
-        let load = self.shared()?.begin_load();
+        self.shared()?.begin_load();
         let loaded = tokio::select! {
             loaded = load_once(&self.source, &self.source_name, self.load_timeout) => loaded,
             () = last_handle_gone(&mut self.wanted) => return ControlFlow::Break(()),
         };
         let shared = self.shared()?;
-        let result = shared.finish_load(&self.source_name, loaded);
+        let finished = shared.finish_load(&self.source_name, loaded);
         self.schedule.follow(&shared.load());
-        self.schedule.after_load(&result, poll_interval(&self.source));
-        self.finished.send_replace(Finished { load, result });
+        // What is in the way of a load may go without a file event.
+        let watched = finished.result.is_ok() && self.hints.watched.load(Ordering::Relaxed);
+        self.schedule.after_load(&finished.result, poll_interval(&self.source, watched));
+        self.finished.send_replace(finished);
         ControlFlow::Continue(())
     }
 
@@ -94,6 +105,26 @@ impl Drop for Driver {
         if let Some(shared) = self.shared.upgrade() {
             shared.driver_ended();
         }
+    }
+}
+
+/// What somebody who sees the source change tells the driver.
+#[derive(Default)]
+pub(super) struct Hints {
+    look: Notify,
+    watched: AtomicBool,
+}
+
+#[cfg(feature = "watch")]
+impl Hints {
+    /// There may be news: load now. It is no reload: nobody waits for it, and it undoes no `replace`.
+    pub(super) fn look(&self) {
+        self.look.notify_one();
+    }
+
+    /// Whether changes are announced from now on; returns whether that is another answer than before.
+    pub(super) fn set_watched(&self, watched: bool) -> bool {
+        self.watched.swap(watched, Ordering::Relaxed) != watched
     }
 }
 
@@ -119,8 +150,9 @@ pub(super) async fn load_once(
 }
 
 /// How long a source wants to be left alone. It may panic here as well; then it is asked like one in trouble.
-pub(super) fn poll_interval(source: &BoxSource) -> Option<Duration> {
-    catch_unwind(AssertUnwindSafe(|| source.poll_interval())).unwrap_or(Some(LONGEST_RETRY))
+pub(super) fn poll_interval(source: &BoxSource, watched: bool) -> Option<Duration> {
+    let ask = || if watched { source.poll_interval_while_watched() } else { source.poll_interval() };
+    catch_unwind(AssertUnwindSafe(ask)).unwrap_or(Some(LONGEST_RETRY))
 }
 
 async fn last_handle_gone(wanted: &mut watch::Receiver<u64>) {
@@ -205,7 +237,7 @@ impl Schedule {
 }
 
 /// For ever, if there is nothing to wake up for.
-async fn sleep_until(at: Option<Instant>) {
+pub(super) async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

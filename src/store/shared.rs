@@ -52,6 +52,15 @@ impl DriverLink {
 pub(super) struct Finished {
     pub(super) load: u64,
     pub(super) result: Result<(), SourceError>,
+    /// The last load that brought something else than the one before.
+    pub(super) news: u64,
+}
+
+impl Finished {
+    /// The load before the driver's first one.
+    pub(super) fn first() -> Self {
+        Self { load: 0, result: Ok(()), news: 0 }
+    }
 }
 
 /// What only one writer at a time may touch. Held for a few instructions, never across an await.
@@ -59,6 +68,8 @@ pub(super) struct Finished {
 struct Writer {
     /// What the source brought last. It is not the current credential after a `replace`.
     brought: Option<Credential>,
+    /// The load that brought it first.
+    news: u64,
     loads_begun: u64,
     loading: bool,
     /// What was the current one when somebody last asked for a load that is still to come or to end.
@@ -182,12 +193,10 @@ impl Shared {
         Past::Load { number: want(driver, number), joined }
     }
 
-    /// Returns the number of the load.
-    pub(super) fn begin_load(&self) -> u64 {
+    pub(super) fn begin_load(&self) {
         let mut writer = self.writer();
         writer.loads_begun += 1;
         writer.loading = true;
-        writer.loads_begun
     }
 
     /// Publishes what a load brought, if it is valid and changed; otherwise the last good one stays.
@@ -195,7 +204,7 @@ impl Shared {
         &self,
         source: &Arc<str>,
         loaded: Result<Option<Credential>, SourceError>,
-    ) -> Result<(), SourceError> {
+    ) -> Finished {
         let mut writer = self.writer();
         writer.loading = false;
         let for_refusal = writer.refused;
@@ -210,8 +219,9 @@ impl Shared {
         if self.driver.as_ref().is_none_or(|driver| *driver.wanted.borrow() <= writer.loads_begun) {
             writer.asked_at = None;
         }
+        let (load, news) = (writer.loads_begun, writer.news);
         drop(writer); // whoever listens to the events may be slow, or look at the store
-        match result {
+        let result = match result {
             Ok(next) => {
                 if failures > 0 {
                     events::recovered(self.load().source(), failures);
@@ -223,7 +233,8 @@ impl Shared {
                 events::load_failed(&error, failures.saturating_add(1));
                 Err(error)
             }
-        }
+        };
+        Finished { load, result, news }
     }
 
     /// The new snapshot, if there is one.
@@ -242,10 +253,13 @@ impl Shared {
         }
         // A poll must not undo a `replace` with what the source had all along. Whoever asks for a load wants what the
         // source has in place of what was current then, and not in place of a replacement that came since.
-        let news = writer.asked_at == Some(current.generation())
-            || !writer.brought.as_ref().is_some_and(|brought| brought.same_value(&candidate));
+        let is_new = !writer.brought.as_ref().is_some_and(|brought| brought.same_value(&candidate));
+        if is_new {
+            writer.news = writer.loads_begun;
+        }
+        let is_wanted = is_new || writer.asked_at == Some(current.generation());
         writer.brought = Some(candidate.clone());
-        if !news || candidate.same_value(current.credential()) {
+        if !is_wanted || candidate.same_value(current.credential()) {
             return Ok(None);
         }
         let source = candidate.source_arc().unwrap_or(source).clone();

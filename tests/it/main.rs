@@ -17,8 +17,12 @@ mod replay;
 mod retry;
 #[cfg(unix)]
 mod rotation;
+#[cfg(unix)]
+mod signal;
 mod store;
 mod support;
 mod transient;
+#[cfg(target_os = "linux")]
+mod watch;
 #[cfg(target_os = "linux")]
 mod wipe;

@@ -1,0 +1,585 @@
+//! File events: hints that the driver should look now.
+//!
+//! One task, which ends with the driver, and whatever blocks off the runtime's threads:
+//!
+//! 1. It watches the directories of the source's files, never the files: those are replaced.
+//! 2. After each event and after each load it looks whether these are still the same directories, and watches those
+//!    that have taken their places.
+//! 3. An event has the driver load, a few milliseconds later, so that those that belong together are one. Events that
+//!    bring nothing new are answered more and more slowly.
+//! 4. While nothing of it works (no directory, no watcher, a change that no event announced), the driver polls as if
+//!    nobody watched.
+
+use std::{
+    collections::BTreeMap,
+    fs, io, mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use notify::{
+    Event, EventKind, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode, ModifyKind},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use super::{
+    driver::{Hints, sleep_until},
+    shared::{Finished, exponential},
+};
+use crate::{
+    error::BoxError,
+    events,
+    source::{BoxSource, CredentialSource as _},
+};
+
+/// How long to wait for more events: this long at first, then twice as long with each time that brought nothing new.
+const DEBOUNCE: Duration = Duration::from_millis(5);
+const LONGEST_DEBOUNCE: Duration = Duration::from_secs(1);
+
+/// How late an event may come, behind the load that has seen the change, before it counts as missed.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How many links in a row are followed to the directories behind them.
+const MOST_LINKS: usize = 8;
+
+/// How to make a watcher that reports to [`Heard`]; handed in, so that a test can have one that fails or is deaf.
+pub(super) type MakeWatcher = Arc<dyn Fn(Arc<Heard>) -> notify::Result<BoxWatcher> + Send + Sync>;
+pub(super) type BoxWatcher = Box<dyn Watcher + Send>;
+
+/// The best watcher that the system has.
+pub(super) fn recommended() -> MakeWatcher {
+    Arc::new(|heard| {
+        let watcher = notify::recommended_watcher(move |event| heard.hear(event))?;
+        Ok(Box::new(watcher))
+    })
+}
+
+/// Watches a source's files until the driver ends.
+pub(super) async fn run(
+    source: BoxSource,
+    make: MakeWatcher,
+    hints: Arc<Hints>,
+    mut finished: watch::Receiver<Finished>,
+) {
+    let heard = Arc::<Heard>::default();
+    let watch = Watch {
+        watched: Some(Watched { source: source.clone(), make, watcher: None, heard: Arc::clone(&heard) }),
+        source,
+        hints,
+        finished: finished.clone(),
+        heard,
+        hearing: Hearing::Well,
+        is_complete: false,
+        heard_before: [u64::MAX; 2],
+        answered: 0,
+        last_news: 0,
+        pace: Pace::default(),
+        is_reported: false,
+    };
+    tokio::select! {
+        () = watch.follow() => {}
+        _ = finished.wait_for(|_| false) => {} // the driver is gone
+    }
+}
+
+struct Watch {
+    source: BoxSource,
+    hints: Arc<Hints>,
+    finished: watch::Receiver<Finished>,
+    heard: Arc<Heard>,
+    /// Absent while another thread has it.
+    watched: Option<Watched>,
+    is_complete: bool,
+    hearing: Hearing,
+    /// How many events there had been when the load before the last one ended, and when the last one did.
+    heard_before: [u64; 2],
+    /// How many events there had been when the driver was last told.
+    answered: u64,
+    last_news: u64,
+    pace: Pace,
+    is_reported: bool,
+}
+
+/// Whether events come when files change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hearing {
+    Well,
+    /// There was a change and no event so far.
+    DoubtfulUntil(Instant),
+    Deaf,
+}
+
+impl Watch {
+    async fn follow(mut self) {
+        let mut is_hint = false;
+        while let Some(rewatched) = self.rewatch().await {
+            let is_watched = self.is_complete && self.hearing != Hearing::Deaf;
+            // Whatever changed before a directory was watched made no event.
+            if self.hints.set_watched(is_watched) || rewatched || is_hint {
+                self.hints.look();
+            }
+            let doubtful_until = match self.hearing {
+                Hearing::DoubtfulUntil(at) => Some(at),
+                Hearing::Well | Hearing::Deaf => None,
+            };
+            is_hint = tokio::select! {
+                () = self.heard.events.notified() => {
+                    self.hearing = Hearing::Well;
+                    self.event_came().await
+                }
+                Ok(()) = self.finished.changed() => {
+                    self.load_ended();
+                    false
+                }
+                () = sleep_until(doubtful_until) => {
+                    self.hearing = Hearing::Deaf;
+                    events::watcher_deaf(self.source.name());
+                    false
+                }
+            };
+        }
+        self.hints.set_watched(false);
+        self.hints.look();
+    }
+}
+
+impl Watch {
+    /// Watches what is to be watched now; returns whether anything of it was not watched before. `None` when the
+    /// runtime ends.
+    async fn rewatch(&mut self) -> Option<bool> {
+        let mut watched = self.watched.take()?;
+        let outside = tokio::task::spawn_blocking(move || {
+            let result = watched.rewatch();
+            (watched, result)
+        });
+        let (watched, result) = outside.await.ok()?;
+        self.watched = Some(watched);
+        self.is_complete = result.is_complete;
+        match result.failure {
+            None => self.is_reported = false,
+            Some(error) if !mem::replace(&mut self.is_reported, true) => {
+                events::not_watched(self.source.name(), &*error);
+            }
+            Some(_) => {}
+        }
+        if result.is_new {
+            self.heard_before = [u64::MAX; 2]; // it cannot have heard of earlier changes
+        }
+        Some(result.is_new)
+    }
+
+    /// Waits for more events; returns whether there are any that were not answered already.
+    async fn event_came(&mut self) -> bool {
+        if self.heard.count.load(Ordering::SeqCst) == self.answered {
+            return false;
+        }
+        tokio::time::sleep(self.pace.next(self.last_news)).await;
+        self.answered = self.heard.count.load(Ordering::SeqCst);
+        true
+    }
+
+    /// A change of the source that no event announced: is nobody listening?
+    fn load_ended(&mut self) {
+        let news = self.finished.borrow_and_update().news;
+        let is_news = mem::replace(&mut self.last_news, news) != news;
+        let heard = self.heard.count.load(Ordering::SeqCst);
+        let [before, last] = self.heard_before;
+        // The change came after the load before began, and that one after the load before it had ended.
+        if is_news && heard == before && self.is_complete && self.hearing == Hearing::Well {
+            self.hearing = Hearing::DoubtfulUntil(Instant::now() + GRACE);
+        }
+        self.heard_before = [last, heard];
+    }
+}
+
+/// How soon an event is answered.
+#[derive(Default)]
+struct Pace {
+    last: Option<Instant>,
+    news: u64,
+    in_vain: u32,
+}
+
+impl Pace {
+    /// `news` is the last load that brought something new.
+    fn next(&mut self, news: u64) -> Duration {
+        let now = Instant::now();
+        let is_quiet = self.last.replace(now).is_none_or(|last| now - last > 2 * LONGEST_DEBOUNCE);
+        let is_news = mem::replace(&mut self.news, news) != news;
+        self.in_vain = if is_quiet || is_news { 0 } else { self.in_vain.saturating_add(1) };
+        exponential(DEBOUNCE, self.in_vain, LONGEST_DEBOUNCE)
+    }
+}
+
+/// What the watcher's own thread has to say.
+#[derive(Default)]
+pub(super) struct Heard {
+    events: Notify,
+    count: AtomicU64,
+    /// What is watched. Locked for a few instructions, and never while the watcher is called, which waits for its
+    /// thread.
+    directories: Mutex<BTreeMap<PathBuf, Identity>>,
+}
+
+impl Heard {
+    fn hear(&self, event: notify::Result<Event>) {
+        match event {
+            Ok(event) if is_reading(event.kind) => return,
+            Ok(Event { kind: EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)), paths, .. }) => {
+                // A directory that goes takes the watches with it, also those below.
+                self.directories().retain(|directory, _| !paths.iter().any(|gone| directory.starts_with(gone)));
+            }
+            Ok(_) => {}
+            Err(_) => self.directories().clear(), // who knows which
+        }
+        self.count.fetch_add(1, Ordering::SeqCst);
+        self.events.notify_one();
+    }
+
+    fn directories(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Identity>> {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of all kinds only this one is nothing: it is what a load makes itself.
+fn is_reading(kind: EventKind) -> bool {
+    matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
+}
+
+/// The watcher and what it needs. Everything here may block.
+struct Watched {
+    source: BoxSource,
+    make: MakeWatcher,
+    watcher: Option<Tamed>,
+    heard: Arc<Heard>,
+}
+
+struct Rewatched {
+    /// Something is watched that was not.
+    is_new: bool,
+    /// The directory of each file is watched.
+    is_complete: bool,
+    failure: Option<BoxError>,
+}
+
+impl Watched {
+    fn rewatch(&mut self) -> Rewatched {
+        let paths = catch_unwind(AssertUnwindSafe(|| self.source.watched_paths())).unwrap_or_default();
+        let mut result = Rewatched { is_new: false, is_complete: !paths.is_empty(), failure: None };
+        let mut wanted = BTreeMap::new();
+        let mut needed = Vec::new();
+        for path in paths {
+            match identify(directory_of(&path)) {
+                Ok((directory, identity)) => {
+                    needed.push(directory.clone());
+                    wanted.insert(directory, identity);
+                }
+                Err(error) => result.fail(error),
+            }
+            wanted.extend(behind_links(path).filter_map(|directory| identify(&directory).ok()));
+        }
+        let watched = self.heard.directories().clone();
+        for gone in watched.iter().filter(|(directory, identity)| wanted.get(*directory) != Some(identity)) {
+            self.unwatch(gone.0);
+        }
+        for (directory, identity) in wanted {
+            if watched.get(&directory) == Some(&identity) {
+                continue;
+            }
+            match self.watch(&directory, identity) {
+                Ok(()) => result.is_new = true,
+                Err(error) if needed.contains(&directory) => result.fail(error),
+                Err(_) => {} // its files are polled
+            }
+        }
+        result
+    }
+
+    fn watch(&mut self, directory: &Path, identity: Identity) -> Result<(), BoxError> {
+        let watcher = match &mut self.watcher {
+            Some(watcher) => watcher,
+            None => self.watcher.insert(Tamed::new((self.make)(Arc::clone(&self.heard))?)),
+        };
+        // First noted, then watched: what is heard of it from then on may take it off again.
+        self.heard.directories().insert(directory.to_owned(), identity);
+        watcher.unwatch(directory); // it may have another one of this name
+        let result = watcher.watch(directory);
+        if result.is_err() {
+            self.heard.directories().remove(directory);
+        }
+        if watcher.is_dead() {
+            self.watcher = None;
+            self.heard.directories().clear();
+        }
+        result
+    }
+
+    fn unwatch(&mut self, directory: &Path) {
+        self.heard.directories().remove(directory);
+        if let Some(watcher) = &mut self.watcher {
+            watcher.unwatch(directory);
+        }
+    }
+}
+
+impl Rewatched {
+    fn fail(&mut self, error: impl Into<BoxError>) {
+        self.is_complete = false;
+        self.failure.get_or_insert(error.into());
+    }
+}
+
+/// The parent.
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => path,
+    }
+}
+
+/// The directories of the files to which links lead from here, one link after the other.
+fn behind_links(path: PathBuf) -> impl Iterator<Item = PathBuf> {
+    let follow = |path: &PathBuf| fs::read_link(path).ok().map(|target| directory_of(path).join(target));
+    std::iter::successors(Some(path), follow).skip(1).take(MOST_LINKS).map(|path| directory_of(&path).to_owned())
+}
+
+/// What tells a directory from another one that took its place. A number of an inode alone does not: it is given again.
+type Identity = ((u64, u64), Option<SystemTime>);
+
+fn identify(directory: &Path) -> io::Result<(PathBuf, Identity)> {
+    let directory = fs::canonicalize(directory)?;
+    let metadata = fs::metadata(&directory)?;
+    #[cfg(unix)]
+    let inode = {
+        use std::os::unix::fs::MetadataExt as _;
+        (metadata.dev(), metadata.ino())
+    };
+    #[cfg(not(unix))]
+    let inode = (0, 0);
+    Ok((directory, (inode, metadata.created().ok())))
+}
+
+/// A watcher that does not take the program with it. notify's own panics when its thread is gone, or could not be
+/// made, and does so once more when it is dropped.
+struct Tamed(Option<BoxWatcher>);
+
+impl Tamed {
+    fn new(watcher: BoxWatcher) -> Self {
+        Self(Some(watcher))
+    }
+
+    fn watch(&mut self, directory: &Path) -> Result<(), BoxError> {
+        self.call(|watcher| watcher.watch(directory, RecursiveMode::NonRecursive))?;
+        Ok(())
+    }
+
+    fn unwatch(&mut self, directory: &Path) {
+        let _ = self.call(|watcher| watcher.unwatch(directory)); // it may be unwatched by itself
+    }
+
+    fn is_dead(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn call(&mut self, call: impl FnOnce(&mut BoxWatcher) -> notify::Result<()>) -> notify::Result<()> {
+        let dead = || notify::Error::generic("the watcher has died");
+        let watcher = self.0.as_mut().ok_or_else(dead)?;
+        catch_unwind(AssertUnwindSafe(|| call(watcher))).unwrap_or_else(|_| {
+            mem::forget(self.0.take());
+            Err(dead())
+        })
+    }
+}
+
+impl Drop for Tamed {
+    fn drop(&mut self) {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.0.take())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+    use notify::NullWatcher;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{CredentialStore, source::FileSource};
+
+    /// How long a file may take to settle that was written and renamed within a tick of the system's clock.
+    const SETTLED: Duration = Duration::from_millis(200);
+    /// A poll at 5 s and a fifth, and one of 30 s; timers round up.
+    const ONE_POLL: Duration = Duration::from_millis(6010 + 200);
+    const ONE_SLOW_POLL: Duration = Duration::from_millis(36_010 + 200);
+
+    struct KeyFile(TempDir);
+
+    impl KeyFile {
+        async fn store(&self, watcher: MakeWatcher) -> CredentialStore {
+            self.write(1);
+            CredentialStore::builder(FileSource::new(self.path())).watch_files_with(watcher).build().await.unwrap()
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().join("fal_key")
+        }
+
+        fn write(&self, n: u64) {
+            let aside = self.path().with_extension("aside");
+            fs::write(&aside, format!("id-{n}:secret")).unwrap();
+            fs::rename(aside, self.path()).unwrap();
+        }
+
+        /// How long it takes until the store has a new key. Paused time stands still while a file is read.
+        async fn time_to_see(&self, store: &CredentialStore, n: u64) -> Duration {
+            let begin = Instant::now();
+            self.write(n);
+            let mut status = store.subscribe();
+            status.wait_for(|status| status.generation.get() == n).await.unwrap();
+            begin.elapsed()
+        }
+    }
+
+    fn key_file() -> KeyFile {
+        KeyFile(tempfile::tempdir().unwrap())
+    }
+
+    /// It says that it watches, and hears nothing.
+    fn deaf() -> MakeWatcher {
+        Arc::new(|_| Ok(Box::new(NullWatcher)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watcher_that_cannot_be_made_is_no_failure_and_the_file_is_polled() {
+        let tries = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&tries);
+        let file = key_file();
+        let used_up: MakeWatcher = Arc::new(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Err(io::Error::from_raw_os_error(libc::EMFILE).into())
+        });
+        let store = file.store(used_up).await;
+        for n in 2..=20 {
+            let time = file.time_to_see(&store, n).await;
+            assert!(time <= ONE_POLL, "seen only after {time:?}");
+        }
+        assert!(tries.load(Ordering::SeqCst) > 10, "it is never tried again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watcher_that_hears_nothing_costs_one_slow_poll_and_no_more() {
+        let file = key_file();
+        let store = file.store(deaf()).await;
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let first = file.time_to_see(&store, 2).await;
+        assert!(first <= ONE_SLOW_POLL, "seen only after {first:?}");
+        tokio::time::sleep(2 * GRACE).await;
+        for n in 3..=20 {
+            let time = file.time_to_see(&store, n).await;
+            assert!(time <= ONE_POLL, "seen only after {time:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn polls_are_slow_while_somebody_watches_and_only_then() {
+        let works = Arc::new(AtomicBool::new(false));
+        let switch = Arc::clone(&works);
+        let make: MakeWatcher = Arc::new(move |_| match switch.load(Ordering::SeqCst) {
+            true => Ok(Box::new(NullWatcher)),
+            false => Err(notify::Error::generic("not now")),
+        });
+        let file = key_file();
+        let store = file.store(make).await;
+        let polls = async |seconds| {
+            let before = store.status().checked_at;
+            let mut polls = 0;
+            let mut last = before;
+            for _ in 0..seconds {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                let checked = store.status().checked_at;
+                polls += u32::from(checked != mem::replace(&mut last, checked));
+            }
+            polls
+        };
+        assert!((50..=75).contains(&polls(300).await));
+        works.store(true, Ordering::SeqCst);
+        tokio::time::sleep(ONE_POLL).await;
+        assert!((7..=13).contains(&polls(300).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_is_heard_also_after_it_was_deaf() {
+        let ears = Arc::new(Mutex::new(None));
+        let kept = Arc::clone(&ears);
+        let make: MakeWatcher = Arc::new(move |heard| {
+            *kept.lock().unwrap() = Some(heard);
+            Ok(Box::new(NullWatcher))
+        });
+        let file = key_file();
+        let store = file.store(make).await;
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        file.time_to_see(&store, 2).await;
+        tokio::time::sleep(Duration::from_secs(300)).await;
+
+        let heard: Arc<Heard> = ears.lock().unwrap().clone().unwrap();
+        heard.hear(Ok(Event::new(EventKind::Any)));
+        let time = file.time_to_see(&store, 3).await;
+        assert!(time <= SETTLED, "seen only after {time:?}");
+        heard.hear(Err(notify::Error::generic("the queue is broken")));
+        let time = file.time_to_see(&store, 4).await;
+        assert!(time <= SETTLED, "seen only after {time:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watcher_that_panics_takes_nobody_along() {
+        #[derive(Debug)]
+        struct Panics;
+        impl Watcher for Panics {
+            fn new<F: notify::EventHandler>(_: F, _: notify::Config) -> notify::Result<Self> {
+                Ok(Self)
+            }
+            fn watch(&mut self, _: &Path, _: RecursiveMode) -> notify::Result<()> {
+                panic!("as told")
+            }
+            fn unwatch(&mut self, _: &Path) -> notify::Result<()> {
+                panic!("as told")
+            }
+            fn kind() -> notify::WatcherKind {
+                notify::WatcherKind::NullWatcher
+            }
+        }
+        impl Drop for Panics {
+            fn drop(&mut self) {
+                panic!("as told")
+            }
+        }
+        let file = key_file();
+        let store = file.store(Arc::new(|_| Ok(Box::new(Panics)))).await;
+        for n in 2..=5 {
+            let time = file.time_to_see(&store, n).await;
+            assert!(time <= ONE_POLL, "seen only after {time:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn events_that_bring_nothing_are_answered_more_and_more_slowly() {
+        let mut pace = Pace::default();
+        let waits: Vec<_> = (0..10).map(|_| pace.next(0).as_millis()).collect();
+        assert_eq!(waits, [5, 10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
+        assert_eq!(pace.next(1), DEBOUNCE); // there were news
+        assert_eq!(pace.next(1), 2 * DEBOUNCE);
+        tokio::time::advance(3 * LONGEST_DEBOUNCE).await;
+        assert_eq!(pace.next(1), DEBOUNCE);
+    }
+}
