@@ -114,6 +114,16 @@ impl SourceError {
         Self::assemble(source, SourceErrorKind::Panicked, "panicked while it loaded a credential".to_owned(), None)
     }
 
+    /// The error of a source that has others behind it, with the kind of what went wrong there.
+    pub(crate) fn chained(
+        source: impl Into<Arc<str>>,
+        kind: SourceErrorKind,
+        message: String,
+        cause: Option<Self>,
+    ) -> Self {
+        Self::assemble(source, kind, message, cause.map(Into::into))
+    }
+
     fn assemble(source: impl Into<Arc<str>>, kind: SourceErrorKind, message: String, cause: Option<BoxError>) -> Self {
         Self { inner: Arc::new(Inner { source: source.into(), kind, message, cause }) }
     }

@@ -136,7 +136,11 @@ pub(crate) fn watcher_deaf(source: &str) {
 /// A credential that can never change in this process stands before one that could.
 pub(crate) fn shadowed(source: &str, shadowed: &str) {
     #[cfg(feature = "tracing")]
-    tracing::warn!(source, shadowed, "the fal credential comes from a place that cannot be rotated, and shadows a file");
+    tracing::warn!(
+        source,
+        shadowed,
+        "the fal credential comes from a place that cannot be rotated, and shadows a file"
+    );
     let _ = (source, shadowed);
 }
 

@@ -7,8 +7,10 @@
 //! | source | reads | asked again |
 //! |---|---|---|
 //! | [`EnvSource`] | `FAL_KEY`, `FAL_KEY_ID` and `FAL_KEY_SECRET`, or the file that `FAL_KEY_FILE` names | never, the file every 5 s |
-//! | [`FileSource`] | a file with the key, such as a mounted Kubernetes Secret | every 5 s |
+//! | [`FileSource`] | a file with the key, or two with its halves, such as a mounted Kubernetes Secret | every 5 s |
+//! | `DotenvSource` (feature `dotenv`) | one variable of a `.env` file | every 5 s |
 //! | [`from_fn`] | whatever an async closure brings: Vault, a cloud's secret manager | as often as you say |
+//! | [`ChainSource`] | the first of several sources that has a credential | as often as the one that asks for the most |
 //!
 //! ```
 //! use std::time::Duration;
@@ -30,10 +32,16 @@ use crate::{
     error::{BoxError, SourceError},
 };
 
+mod chain;
+#[cfg(feature = "dotenv")]
+mod dotenv;
 mod env;
 mod file;
 
-pub use self::{env::EnvSource, file::FileSource};
+#[cfg(feature = "dotenv")]
+#[cfg_attr(docsrs, doc(cfg(feature = "dotenv")))]
+pub use self::dotenv::DotenvSource;
+pub use self::{chain::ChainSource, env::EnvSource, file::FileSource};
 
 /// While file events come in, a poll is a safety net only.
 const WATCHED_POLL_INTERVAL: Duration = Duration::from_secs(30);

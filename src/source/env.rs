@@ -2,7 +2,10 @@ use std::{
     ffi::OsString,
     fmt,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,6 +15,7 @@ use super::{CredentialSource, FileSource};
 use crate::{
     credential::{Credential, may_be_credential, trim},
     error::SourceError,
+    events,
 };
 
 /// The environment, in the parts that you choose.
@@ -29,7 +33,8 @@ use crate::{
 /// # What "reload from the environment" means
 /// The environment of a running process does not change: a new value in a pod's spec or a unit file reaches a *new*
 /// process only. A store on `key` or `pair` thus never polls, and a reload brings what was there at the start. What
-/// can rotate in place is the *file* that `FAL_KEY_FILE` names: the variable is read once, the file every 5 s.
+/// can rotate in place is the *file* that `FAL_KEY_FILE` names: the variable is read once, the file every 5 s. A key in
+/// a variable that stands before such a file is logged as a warning, with the `tracing` feature.
 ///
 /// Source of the names: fal's own clients (`FAL_KEY`, `FAL_KEY_ID`, `FAL_KEY_SECRET`); `FAL_KEY_FILE` is ours, after
 /// the custom of container images.
@@ -51,6 +56,7 @@ pub struct EnvSource {
     parts: Vec<Part>,
     environment: Arc<dyn Fn(&str) -> Option<OsString> + Send + Sync>,
     file: OnceLock<FileSource>,
+    warned: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
@@ -120,6 +126,7 @@ impl EnvSource {
             parts,
             environment: Arc::new(|name| std::env::var_os(name)),
             file: OnceLock::new(),
+            warned: Arc::default(),
         }
     }
 
@@ -134,7 +141,10 @@ impl EnvSource {
     pub(crate) fn load_fixed(&self) -> Result<Option<Credential>, SourceError> {
         match self.find()? {
             None => Ok(None),
-            Some(Found::Credential(credential)) => Ok(Some(credential)),
+            Some(Found::Credential(credential)) => {
+                self.report_shadowed(&credential);
+                Ok(Some(credential))
+            }
             Some(Found::File(file)) => Err(SourceError::invalid(
                 self.name.clone(),
                 format!(
@@ -175,6 +185,16 @@ impl EnvSource {
         Ok(None)
     }
 
+    /// Once, if there is the path of a file as well, behind this credential: who rotates that file waits in vain.
+    fn report_shadowed(&self, credential: &Credential) {
+        let is_set = |part: &&Part| matches!(part, Part::File(variable) if (self.environment)(variable).and_then(path).is_some());
+        if let Some(file) = self.parts.iter().find(is_set)
+            && !self.warned.swap(true, Ordering::Relaxed)
+        {
+            events::shadowed(credential.source().unwrap_or(&self.name), &format!("env:{file}"));
+        }
+    }
+
     /// A variable that is neither unset nor empty nor blank, in a buffer that is wiped.
     fn value(&self, variable: &str) -> Option<Zeroizing<Vec<u8>>> {
         let value = Zeroizing::new((self.environment)(variable)?.into_encoded_bytes());
@@ -190,7 +210,10 @@ impl CredentialSource for EnvSource {
     async fn load(&self) -> Result<Option<Credential>, SourceError> {
         match self.find()? {
             None => Ok(None),
-            Some(Found::Credential(credential)) => Ok(Some(credential)),
+            Some(Found::Credential(credential)) => {
+                self.report_shadowed(&credential);
+                Ok(Some(credential))
+            }
             Some(Found::File(file)) => file.load().await,
         }
     }
@@ -220,7 +243,7 @@ impl fmt::Display for Part {
 }
 
 /// `EnvSource::key_from(env::var("FAL_KEY")?)` must not show the key.
-fn shown(variable: &str) -> &str {
+pub(super) fn shown(variable: &str) -> &str {
     let is_name = variable.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if is_name { variable } else { "(not shown, as it may be a key in place of a variable's name)" }
 }

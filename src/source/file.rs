@@ -1,4 +1,5 @@
 use std::{
+    borrow::Cow,
     fmt,
     fs::{File, Metadata, OpenOptions},
     io::{self, Read as _},
@@ -28,6 +29,10 @@ const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// A file that was written into a shorter time ago than this may be half-written: it is read again after as long.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// How an error about the one or the other file of a pair begins.
+const ID: &str = "the file of the id ";
+const SECRET: &str = "the file of the secret ";
+
 /// How often a file is read until it stands still.
 const MOST_READS: u32 = 10;
 
@@ -53,11 +58,15 @@ const MOST_READS: u32 = 10;
 ///
 /// let key = FileSource::new("/run/secrets/fal/key");
 /// let token = FileSource::new("/run/secrets/fal/token").bearer().poll_every(Duration::from_secs(30));
-/// # let _ = (key, token);
+/// let halves = FileSource::pair("/run/secrets/fal/id", "/run/secrets/fal/secret");
+/// # let _ = (key, token, halves);
 /// ```
 #[derive(Clone)]
 pub struct FileSource {
+    /// The file with the whole key, or with its id.
     path: PathBuf,
+    /// The file with the secret half, if it is not in the other one.
+    secret_path: Option<PathBuf>,
     name: Arc<str>,
     scheme: Scheme,
     every: Duration,
@@ -71,16 +80,27 @@ pub struct FileSource {
 impl FileSource {
     /// A file that holds an API key, `id:secret`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
-        // A name is shown. `FileSource::new(env::var("FAL_KEY")?)` must not show the key.
-        let name = if may_be_credential(path.as_os_str().as_encoded_bytes()) {
-            "file:(not shown, as it may be a key in place of a path)".into()
-        } else {
-            format!("file:{}", path.display()).into()
-        };
+        Self::named("file", path.into())
+    }
+
+    /// The two halves of an API key, in a file each, such as two keys of one Kubernetes Secret.
+    ///
+    /// Both are read at one moment: if a link on the way to either is swapped meanwhile, as kubelet does it, both are
+    /// read again. Two plain files that are written one after the other cannot be told from two that belong
+    /// together; until the second one is there, fal refuses the mixture, and the store looks again.
+    pub fn pair(id_path: impl Into<PathBuf>, secret_path: impl Into<PathBuf>) -> Self {
+        let secret_path = secret_path.into();
+        let id = Self::new(id_path);
+        let name = format!("{}+{}", id.name, shown(&secret_path)).into();
+        Self { name, secret_path: Some(secret_path), ..id }
+    }
+
+    /// A source of another kind that reads its file in the same way.
+    pub(super) fn named(kind: &str, path: PathBuf) -> Self {
         Self {
+            name: format!("{kind}:{}", shown(&path)).into(),
             path,
-            name,
+            secret_path: None,
             scheme: Scheme::Key,
             every: DEFAULT_POLL_INTERVAL,
             turn: Arc::default(),
@@ -89,7 +109,7 @@ impl FileSource {
         }
     }
 
-    /// The file holds the token of a login in place of a key.
+    /// The file holds the token of a login in place of a key. There is no such thing in two files.
     #[must_use]
     pub fn bearer(mut self) -> Self {
         self.scheme = Scheme::Bearer;
@@ -103,29 +123,60 @@ impl FileSource {
         self
     }
 
-    /// What the file holds at this moment, and whether it was at rest. This blocks.
+    /// What the file holds at this moment, or both files, and whether they were at rest. This blocks.
     fn read(&self) -> Result<Content, SourceError> {
-        let failed = |message: &str, error| SourceError::io(self.name.clone(), message, error);
-        // Twice: before, because opening a device can do things; and behind, because the path may have changed.
-        let metadata = std::fs::metadata(&self.path).map_err(|error| failed("cannot be found", error))?;
-        self.refuse_special(&metadata)?;
-        let file = open(&self.path).map_err(|error| failed("cannot be opened", error))?;
-        let metadata = file.metadata().map_err(|error| failed("cannot be read", error))?;
-        self.refuse_special(&metadata)?;
-        self.report_world_writable(&metadata);
-
-        let Some(length) = usize::try_from(metadata.len()).ok().filter(|length| *length <= MAX_FILE_LEN) else {
-            return Err(SourceError::invalid(self.name.clone(), format!("is larger than {MAX_FILE_LEN} bytes")));
+        let Some(secret_path) = &self.secret_path else {
+            let one = self.read_file(&self.path, "")?;
+            let is_linked = || self.leads_elsewhere(std::fs::canonicalize(&self.path).ok());
+            return Ok(Content {
+                at_rest: one.is_whole && (is_linked() || one.at_rest),
+                bytes: one.bytes,
+                secret: None,
+            });
         };
-        let bytes = read_up_to(file, length + 1).map_err(|error| failed("cannot be read", error))?;
-        let at_rest = bytes.len() == length && (self.leads_elsewhere() || is_at_rest(&metadata, SystemTime::now()));
-        Ok(Content { bytes, at_rest })
+        let resolve = || Ok((self.resolve(&self.path, ID)?, self.resolve(secret_path, SECRET)?));
+        let in_vain = SourceError::unreadable(self.name.clone(), "is replaced again and again");
+        let read = |(id_path, secret_path): &(PathBuf, PathBuf)| {
+            let (id, secret) = (self.read_file(id_path, ID)?, self.read_file(secret_path, SECRET)?);
+            // With one link both files are swapped.
+            let is_linked = || id_path.parent() == secret_path.parent() && self.leads_elsewhere(Some(id_path.clone()));
+            let is_whole = id.is_whole && secret.is_whole;
+            let at_rest = is_whole && (is_linked() || (id.at_rest && secret.at_rest));
+            Ok(Content { at_rest, bytes: id.bytes, secret: Some(secret.bytes) })
+        };
+        read_unchanged(resolve, read, in_vain)
     }
 
-    fn credential(&self, content: &[u8]) -> Result<Credential, SourceError> {
-        match self.scheme {
-            Scheme::Key => Credential::key(content),
-            Scheme::Bearer => Credential::bearer(content),
+    fn read_file(&self, path: &Path, half: &str) -> Result<OneFile, SourceError> {
+        let failed = |message: &str, error| SourceError::io(self.name.clone(), format!("{half}{message}"), error);
+        // Twice: before, because opening a device can do things; and behind, because the path may have changed.
+        let metadata = std::fs::metadata(path).map_err(|error| failed("cannot be found", error))?;
+        self.refuse_special(&metadata, half)?;
+        let file = open(path).map_err(|error| failed("cannot be opened", error))?;
+        let metadata = file.metadata().map_err(|error| failed("cannot be read", error))?;
+        self.refuse_special(&metadata, half)?;
+        self.report_world_writable(&metadata, path);
+
+        let Some(length) = usize::try_from(metadata.len()).ok().filter(|length| *length <= MAX_FILE_LEN) else {
+            return Err(SourceError::invalid(self.name.clone(), format!("{half}is larger than {MAX_FILE_LEN} bytes")));
+        };
+        let bytes = read_up_to(file, length + 1).map_err(|error| failed("cannot be read", error))?;
+        Ok(OneFile { is_whole: bytes.len() == length, at_rest: is_at_rest(&metadata, SystemTime::now()), bytes })
+    }
+
+    fn resolve(&self, path: &Path, half: &str) -> Result<PathBuf, SourceError> {
+        let failed = |error| SourceError::io(self.name.clone(), format!("{half}cannot be found"), error);
+        std::fs::canonicalize(path).map_err(failed)
+    }
+
+    fn credential(&self, content: &Content) -> Result<Credential, SourceError> {
+        match (self.scheme, &content.secret) {
+            (Scheme::Key, None) => Credential::key(&*content.bytes),
+            (Scheme::Key, Some(secret)) => Credential::key_pair(&*content.bytes, &**secret),
+            (Scheme::Bearer, None) => Credential::bearer(&*content.bytes),
+            (Scheme::Bearer, Some(_)) => {
+                return Err(SourceError::invalid(self.name.clone(), "is a pair, and a login's token has no halves"));
+            }
         }
         .map(|credential| credential.with_source(self.name.clone()))
         .map_err(|error| SourceError::malformed(self.name.clone(), error))
@@ -149,24 +200,38 @@ impl FileSource {
         })
     }
 
+    /// What is there when nobody is in the midst of writing it.
+    pub(super) async fn settled(&self) -> Result<Content, SourceError> {
+        let mut last = self.read_elsewhere().await?;
+        for _ in 1..MOST_READS {
+            if last.at_rest {
+                break;
+            }
+            tokio::time::sleep(SETTLE).await;
+            let next = self.read_elsewhere().await?;
+            let is_same = next.bytes == last.bytes && next.secret == last.secret;
+            last = Content { at_rest: next.at_rest || is_same, ..next };
+        }
+        Ok(last)
+    }
+
     /// Whether a link on the way was swapped since the last look, as kubelet does it: the file behind it is whole.
-    fn leads_elsewhere(&self) -> bool {
-        let resolved = std::fs::canonicalize(&self.path).ok();
+    fn leads_elsewhere(&self, resolved: Option<PathBuf>) -> bool {
         let is_link = || std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.is_symlink());
         let last =
             std::mem::replace(&mut *self.resolved.lock().unwrap_or_else(PoisonError::into_inner), resolved.clone());
         if last.is_some() { last != resolved } else { is_link() }
     }
 
-    fn refuse_special(&self, metadata: &Metadata) -> Result<(), SourceError> {
+    fn refuse_special(&self, metadata: &Metadata, half: &str) -> Result<(), SourceError> {
         if metadata.is_file() {
             return Ok(());
         }
         let kind = if metadata.is_dir() { "a directory: name the file in it" } else { "no regular file" };
-        Err(SourceError::unreadable(self.name.clone(), format!("is {kind}")))
+        Err(SourceError::unreadable(self.name.clone(), format!("{half}is {kind}")))
     }
 
-    fn report_world_writable(&self, metadata: &Metadata) {
+    fn report_world_writable(&self, metadata: &Metadata, path: &Path) {
         #[cfg(unix)]
         let is = std::os::unix::fs::MetadataExt::mode(metadata) & 0o002 != 0;
         #[cfg(not(unix))]
@@ -176,7 +241,7 @@ impl FileSource {
         };
         // Once each time that it becomes so, not at every look.
         if is != self.warned.swap(is, Ordering::Relaxed) && is {
-            events::world_writable(&self.path);
+            events::world_writable(path);
         }
     }
 }
@@ -187,16 +252,7 @@ impl CredentialSource for FileSource {
     }
 
     async fn load(&self) -> Result<Option<Credential>, SourceError> {
-        let mut last = self.read_elsewhere().await?;
-        for _ in 1..MOST_READS {
-            if last.at_rest {
-                break;
-            }
-            tokio::time::sleep(SETTLE).await;
-            let next = self.read_elsewhere().await?;
-            last = Content { at_rest: next.at_rest || next.bytes == last.bytes, ..next };
-        }
-        self.credential(&last.bytes).map(Some)
+        self.credential(&self.settled().await?).map(Some)
     }
 
     fn poll_interval(&self) -> Option<Duration> {
@@ -204,7 +260,7 @@ impl CredentialSource for FileSource {
     }
 
     fn watched_paths(&self) -> Vec<PathBuf> {
-        vec![self.path.clone()]
+        std::iter::once(&self.path).chain(&self.secret_path).cloned().collect()
     }
 }
 
@@ -218,10 +274,52 @@ impl fmt::Debug for FileSource {
     }
 }
 
-/// What one look at the file brought, in a buffer that is wiped.
-struct Content {
-    bytes: Zeroizing<Vec<u8>>,
+/// What one look at the file brought, in buffers that are wiped.
+pub(super) struct Content {
+    pub(super) bytes: Zeroizing<Vec<u8>>,
+    /// The second half of a pair.
+    secret: Option<Zeroizing<Vec<u8>>>,
     at_rest: bool,
+}
+
+struct OneFile {
+    bytes: Zeroizing<Vec<u8>>,
+    is_whole: bool,
+    at_rest: bool,
+}
+
+/// A name is shown. `FileSource::new(env::var("FAL_KEY")?)` must not show the key.
+fn shown(path: &Path) -> Cow<'_, str> {
+    if may_be_credential(path.as_os_str().as_encoded_bytes()) {
+        "(not shown, as it may be a key in place of a path)".into()
+    } else {
+        path.to_string_lossy()
+    }
+}
+
+/// Reads what lies behind paths that lead to the same places before and after.
+///
+/// Without it, a volume that is swapped between two reads gives the one half of the old key and the other of the new.
+fn read_unchanged<P: PartialEq, T>(
+    resolve: impl Fn() -> Result<P, SourceError>,
+    read: impl Fn(&P) -> Result<T, SourceError>,
+    in_vain: SourceError,
+) -> Result<T, SourceError> {
+    let mut last = Err(in_vain);
+    for _ in 0..MOST_READS {
+        let before = match resolve() {
+            Ok(before) => before,
+            Err(error) => {
+                last = Err(error); // a directory may be gone between finding its name and entering it
+                continue;
+            }
+        };
+        let content = read(&before);
+        if resolve().ok() == Some(before) {
+            return content;
+        }
+    }
+    last
 }
 
 /// Whether nobody is in the midst of writing: the last write is a while ago, or something else was done to the file
@@ -358,6 +456,66 @@ mod tests {
         // As a rename does: it changes the inode and not the content.
         fs::File::open(&path).unwrap().set_modified(now - SETTLE / 2).unwrap();
         assert!(is_at_rest(&fs::metadata(&path).unwrap(), now));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_swap_between_the_two_reads_of_a_pair_is_read_again() {
+        let directory = directory();
+        let data = directory.path().join("..data");
+        let swap = |n: u32| {
+            let generation = directory.path().join(n.to_string());
+            fs::create_dir(&generation).unwrap();
+            fs::write(generation.join("id"), format!("id-{n}")).unwrap();
+            fs::write(generation.join("secret"), format!("secret-{n}")).unwrap();
+            let next = directory.path().join("next");
+            std::os::unix::fs::symlink(generation, &next).unwrap();
+            fs::rename(next, &data).unwrap();
+        };
+        swap(1);
+        let resolve = || Ok([data.join("id"), data.join("secret")].map(|path| fs::canonicalize(path).unwrap()));
+        let generation = std::cell::Cell::new(1);
+        let read_and_swap_until = |last: u32| {
+            move |[id, secret]: &[PathBuf; 2]| {
+                let id = fs::read_to_string(id).unwrap();
+                if generation.get() < last {
+                    generation.set(generation.get() + 1);
+                    swap(generation.get());
+                }
+                Ok((id, fs::read_to_string(secret).unwrap()))
+            }
+        };
+        let in_vain = || SourceError::unreadable("pair", "in vain");
+        let pair = read_unchanged(resolve, read_and_swap_until(5), in_vain()).unwrap();
+        assert_eq!(pair, ("id-5".to_owned(), "secret-5".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn a_pair_is_read_of_two_files_and_says_which_one_is_wrong() {
+        let directory = directory();
+        let (id, secret) = (directory.path().join("id"), directory.path().join("secret"));
+        let pair = FileSource::pair(&id, &secret);
+        assert_eq!(pair.watched_paths(), [id.clone(), secret.clone()]);
+        assert_eq!(pair.name(), format!("file:{}+{}", id.display(), secret.display()));
+        let said = async || pair.load().await.unwrap_err().to_string().split_once("secret: ").unwrap().1.to_owned();
+
+        fs::write(&secret, "secret\n").unwrap();
+        assert_eq!(said().await, "the file of the id cannot be found");
+        fs::create_dir(&id).unwrap();
+        assert_eq!(said().await, "the file of the id is a directory: name the file in it");
+        fs::remove_dir(&id).unwrap();
+        fs::write(&id, "id\n").unwrap();
+        let key = pair.load().await.unwrap().unwrap();
+        assert_eq!((key.header().to_str().unwrap(), key.source()), ("Key id:secret", Some(pair.name())));
+        fs::write(&secret, "").unwrap();
+        assert_eq!(said().await, "holds no credential");
+        fs::remove_file(&secret).unwrap();
+        assert_eq!(said().await, "the file of the secret cannot be found");
+        fs::write(&secret, "secret").unwrap();
+        assert!(pair.bearer().load().await.is_err());
+
+        let mistaken = FileSource::pair("hush:hush", "hush:hush");
+        assert!(!format!("{mistaken:?} {}", mistaken.name()).contains("hush"));
     }
 
     #[tokio::test]

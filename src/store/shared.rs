@@ -200,11 +200,7 @@ impl Shared {
     }
 
     /// Publishes what a load brought, if it is valid and changed; otherwise the last good one stays.
-    pub(super) fn finish_load(
-        &self,
-        source: &Arc<str>,
-        loaded: Result<Option<Credential>, SourceError>,
-    ) -> Finished {
+    pub(super) fn finish_load(&self, source: &Arc<str>, loaded: Result<Option<Credential>, SourceError>) -> Finished {
         let mut writer = self.writer();
         writer.loading = false;
         let for_refusal = writer.refused;

@@ -19,6 +19,8 @@ mod retry;
 mod rotation;
 #[cfg(unix)]
 mod signal;
+#[cfg(unix)]
+mod sources;
 mod store;
 mod support;
 mod transient;

@@ -16,6 +16,7 @@ use tower_fal::{
     source::CredentialSource,
     store::Status,
 };
+use tracing::{Event, Metadata, Subscriber, field::Field, span};
 
 /// How long a test waits for what must happen. Of paused time, so that a failing test does not take as long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
@@ -190,4 +191,40 @@ impl KubeletVolume {
 #[cfg(unix)]
 fn symlink(to: PathBuf, at: &Path) {
     std::os::unix::fs::symlink(to, at).unwrap();
+}
+
+/// The texts of all events.
+#[derive(Clone, Default)]
+pub(crate) struct Messages(Arc<Mutex<Vec<String>>>);
+
+impl Messages {
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+impl Subscriber for Messages {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut |field: &Field, value: &dyn std::fmt::Debug| {
+            if field.name() == "message" {
+                self.0.lock().unwrap().push(format!("{value:?}"));
+            }
+        });
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -17,9 +17,8 @@ use tower_fal::{
     error::SourceError,
     source::{CredentialSource, FileSource},
 };
-use tracing::{Event, Metadata, Subscriber, field::Field, span};
 
-use crate::support::{KubeletVolume, key_text};
+use crate::support::{KubeletVolume, Messages, key_text};
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -286,7 +285,7 @@ fn watcher_threads() -> usize {
 }
 
 async fn limit() {
-    let warnings = Warnings::default();
+    let warnings = Messages::default();
     let _on_this_thread = tracing::dispatcher::set_default(&tracing::Dispatch::new(warnings.clone()));
     let (_directory, path) = directory_with(1);
     let store = store(FileSource::new(&path).poll_every(Duration::from_millis(20))).await;
@@ -294,35 +293,5 @@ async fn limit() {
         rename_over(&path, n);
         assert_seen(&store, n).await;
     }
-    println!("followed 5 rotations; {:?}", warnings.0.lock().unwrap());
-}
-
-/// The texts of all events.
-#[derive(Clone, Default)]
-struct Warnings(Arc<Mutex<Vec<String>>>);
-
-impl Subscriber for Warnings {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        event.record(&mut |field: &Field, value: &dyn std::fmt::Debug| {
-            if field.name() == "message" {
-                self.0.lock().unwrap().push(format!("{value:?}"));
-            }
-        });
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
+    println!("followed 5 rotations; {:?}", warnings.take());
 }

@@ -1,0 +1,338 @@
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, time::Instant};
+
+use super::{BoxSource, CredentialSource};
+use crate::{
+    credential::Credential,
+    error::{SourceError, SourceErrorKind},
+    events,
+};
+
+/// Several sources, in the order in which they are asked.
+///
+/// The first one that has a credential wins. One that says *not mine* is passed over. One that is broken ends the
+/// search: a key further down never stands in for a broken one, and the store keeps the last good one meanwhile. The
+/// error names each source that was asked, and what it said.
+///
+/// A chain is **sticky**. Once a source has answered, the sources behind it do not take its place when it has nothing
+/// any more: that is a failed load, unless you [allow it](Self::fall_through_after). A source in front of it that
+/// begins to answer does.
+///
+/// ```
+/// use tower_fal::source::{ChainSource, EnvSource, FileSource};
+///
+/// let source = ChainSource::new().push(EnvSource::all()).push(FileSource::new("/run/secrets/fal/key"));
+/// # let _ = source;
+/// ```
+///
+/// All of them are polled together, as often as the one that asks for the most, and all of their files are worth
+/// watching. A credential that can never change in this process, such as a variable's, in front of a file that is
+/// there is logged as a warning, once, with the `tracing` feature: who rotates that file will wait in vain.
+pub struct ChainSource {
+    sources: Vec<BoxSource>,
+    name: String,
+    fall_through_after: Option<Duration>,
+    winner: Mutex<Option<Winner>>,
+}
+
+/// The source that answered last.
+#[derive(Clone, Copy)]
+struct Winner {
+    index: usize,
+    absent_since: Option<Instant>,
+}
+
+impl ChainSource {
+    /// A chain without a source, which has no credential.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { sources: Vec::new(), name: "chain()".to_owned(), fall_through_after: None, winner: Mutex::default() }
+    }
+
+    /// Adds a source, to be asked when those so far have nothing.
+    #[must_use]
+    pub fn push(mut self, source: impl CredentialSource) -> Self {
+        self.sources.push(BoxSource::new(source));
+        let names: Vec<_> = self.sources.iter().map(CredentialSource::name).collect();
+        self.name = format!("chain({})", names.join(", "));
+        self
+    }
+
+    /// Lets the sources behind it take over from one that has answered and has had nothing for so long. Default:
+    /// never.
+    ///
+    /// It is counted from the first load that found nothing, and only for *not mine*: a source that is broken is
+    /// waited for.
+    #[must_use]
+    pub fn fall_through_after(mut self, absence: Duration) -> Self {
+        self.fall_through_after = Some(absence);
+        self
+    }
+
+    fn won(&self, index: usize) {
+        let last = self.winner().replace(Winner { index, absent_since: None });
+        if last.is_none_or(|last| last.index != index) {
+            self.report_shadowed(index);
+        }
+    }
+
+    /// Whether a source that has nothing had something before, and not too long ago.
+    fn is_missed(&self, index: usize) -> bool {
+        let mut winner = self.winner();
+        let Some(winner) = winner.as_mut().filter(|winner| winner.index == index) else {
+            return false;
+        };
+        let since = *winner.absent_since.get_or_insert_with(Instant::now);
+        self.fall_through_after.is_none_or(|absence| since.elapsed() < absence)
+    }
+
+    /// Does a credential that never changes stand before a file?
+    fn report_shadowed(&self, index: usize) {
+        let winner = &self.sources[index];
+        if winner.poll_interval().is_some() {
+            return;
+        }
+        let behind: Vec<_> = self.sources[index + 1..]
+            .iter()
+            .flat_map(|source| source.watched_paths().into_iter().map(|path| (source.name().to_owned(), path)))
+            .collect();
+        // Nobody waits for it: a file system that hangs is no matter of the credential that was found.
+        if let (false, Ok(runtime)) = (behind.is_empty(), Handle::try_current()) {
+            let winner = winner.name().to_owned();
+            runtime.spawn_blocking(move || {
+                if let Some((shadowed, _)) = behind.iter().find(|(_, path)| path.exists()) {
+                    events::shadowed(&winner, shadowed);
+                }
+            });
+        }
+    }
+
+    fn failed(&self, kind: SourceErrorKind, said: &[String], cause: Option<SourceError>) -> SourceError {
+        SourceError::chained(self.name.as_str(), kind, said.join(", "), cause)
+    }
+
+    fn winner(&self) -> MutexGuard<'_, Option<Winner>> {
+        self.winner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CredentialSource for ChainSource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn load(&self) -> Result<Option<Credential>, SourceError> {
+        let mut said = Vec::new();
+        for (index, source) in self.sources.iter().enumerate() {
+            let name = source.name();
+            match source.load().await {
+                Ok(Some(credential)) => {
+                    self.won(index);
+                    let is_named = credential.source().is_some();
+                    return Ok(Some(if is_named { credential } else { credential.with_source(name) }));
+                }
+                Ok(None) if self.is_missed(index) => {
+                    said.push(format!("{name} has none any more, and is waited for"));
+                    return Err(self.failed(SourceErrorKind::NotFound, &said, None));
+                }
+                Ok(None) => said.push(format!("{name} has none")),
+                Err(error) => {
+                    said.push(format!("{name} is broken, and is waited for"));
+                    return Err(self.failed(error.kind(), &said, Some(error)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn poll_interval(&self) -> Option<Duration> {
+        self.sources.iter().filter_map(CredentialSource::poll_interval).min()
+    }
+
+    fn watched_paths(&self) -> Vec<PathBuf> {
+        self.sources.iter().flat_map(CredentialSource::watched_paths).collect()
+    }
+
+    fn poll_interval_while_watched(&self) -> Option<Duration> {
+        self.sources.iter().filter_map(CredentialSource::poll_interval_while_watched).min()
+    }
+}
+
+impl Default for ChainSource {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for ChainSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChainSource")
+            .field("sources", &self.sources)
+            .field("fall_through_after", &self.fall_through_after)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        error::{BoxError, report},
+        source::{EnvSource, FileSource, from_fn_with},
+    };
+
+    /// A source that says what the test last told it: a number of a key, nothing, or an error.
+    type Says = Arc<Mutex<Result<Option<u32>, &'static str>>>;
+
+    fn source(name: &'static str, says: &Says) -> impl CredentialSource {
+        from_fn_with(name, Duration::from_secs(5), Arc::clone(says), async |says: Says| {
+            let says = *says.lock().unwrap();
+            let key = says?.map(|n| Credential::key(format!("id-{n}:secret"))).transpose()?;
+            Ok::<_, BoxError>(key)
+        })
+    }
+
+    struct Three {
+        says: [Says; 3],
+        chain: ChainSource,
+    }
+
+    fn three() -> Three {
+        let says = [(); 3].map(|()| Says::new(Mutex::new(Ok(None))));
+        let chain = ChainSource::new();
+        let chain = chain.push(source("a", &says[0])).push(source("b", &says[1])).push(source("c", &says[2]));
+        Three { says, chain }
+    }
+
+    impl Three {
+        fn say(&self, index: usize, says: Result<Option<u32>, &'static str>) {
+            *self.says[index].lock().unwrap() = says;
+        }
+
+        /// The id of the key and the source it came from, or the error.
+        async fn load(&self) -> String {
+            match self.chain.load().await {
+                Ok(Some(key)) => format!("{} from {}", key.key_id().unwrap(), key.source().unwrap()),
+                Ok(None) => "none".to_owned(),
+                Err(error) => report(&error),
+            }
+        }
+    }
+
+    const B_IS_MISSED: &str = "chain(a, b, c): a has none, b has none any more, and is waited for";
+
+    #[tokio::test]
+    async fn the_first_that_has_a_credential_wins() {
+        let three = three();
+        assert_eq!(three.load().await, "none");
+        three.say(2, Ok(Some(3)));
+        assert_eq!(three.load().await, "id-3 from c");
+        three.say(1, Ok(Some(2)));
+        assert_eq!(three.load().await, "id-2 from b");
+        three.say(0, Ok(Some(1)));
+        assert_eq!(three.load().await, "id-1 from a");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_broken_ends_the_search_and_the_error_names_everyone_asked() {
+        let three = three();
+        three.say(1, Err("connection refused"));
+        three.say(2, Ok(Some(3)));
+        let said = "chain(a, b, c): a has none, b is broken, and is waited for: \
+                    b: could not load a credential: connection refused";
+        assert_eq!(three.load().await, said);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_winner_that_vanishes_is_waited_for_until_it_comes_back() {
+        let three = three();
+        three.say(1, Ok(Some(2)));
+        three.say(2, Ok(Some(3)));
+        assert_eq!(three.load().await, "id-2 from b");
+        three.say(1, Ok(None));
+        for _ in 0..100 {
+            assert_eq!(three.load().await, B_IS_MISSED);
+            tokio::time::advance(Duration::from_secs(3600)).await;
+        }
+        three.say(1, Ok(Some(4)));
+        assert_eq!(three.load().await, "id-4 from b");
+    }
+
+    #[tokio::test]
+    async fn a_winner_that_breaks_is_waited_for() {
+        let three = three();
+        three.say(1, Ok(Some(2)));
+        three.say(2, Ok(Some(3)));
+        assert_eq!(three.load().await, "id-2 from b");
+        three.say(1, Err("connection refused"));
+        assert!(three.load().await.contains("b is broken"));
+        three.say(1, Ok(None));
+        assert_eq!(three.load().await, B_IS_MISSED);
+    }
+
+    #[tokio::test]
+    async fn a_winner_is_outranked_by_one_in_front_of_it_and_does_not_come_back() {
+        let three = three();
+        three.say(2, Ok(Some(3)));
+        assert_eq!(three.load().await, "id-3 from c");
+        three.say(0, Ok(Some(1)));
+        assert_eq!(three.load().await, "id-1 from a");
+        three.say(0, Ok(None));
+        assert_eq!(three.load().await, "chain(a, b, c): a has none any more, and is waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_chain_moves_on_after_the_absence_that_was_allowed() {
+        let mut three = three();
+        three.chain = three.chain.fall_through_after(Duration::from_secs(60));
+        three.say(1, Ok(Some(2)));
+        three.say(2, Ok(Some(3)));
+        assert_eq!(three.load().await, "id-2 from b");
+        tokio::time::advance(Duration::from_secs(3600)).await; // in which it was there
+        three.say(1, Ok(None));
+        assert_eq!(three.load().await, B_IS_MISSED);
+        tokio::time::advance(Duration::from_secs(59)).await;
+        assert_eq!(three.load().await, B_IS_MISSED);
+        three.say(1, Ok(Some(2)));
+        assert_eq!(three.load().await, "id-2 from b");
+        three.say(1, Ok(None));
+        assert_eq!(three.load().await, B_IS_MISSED); // which begins anew
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(three.load().await, "id-3 from c");
+        three.say(1, Ok(Some(4)));
+        assert_eq!(three.load().await, "id-4 from b");
+    }
+
+    #[tokio::test]
+    async fn a_chain_in_a_chain_passes_on_and_stops_like_any_source() {
+        let (inner, outer) = (Says::new(Mutex::new(Ok(None))), Says::new(Mutex::new(Ok(Some(2)))));
+        let chain = ChainSource::new().push(ChainSource::new().push(source("in", &inner))).push(source("out", &outer));
+        assert_eq!(chain.name(), "chain(chain(in), out)");
+        assert_eq!(chain.load().await.unwrap().unwrap().source(), Some("out"));
+        *inner.lock().unwrap() = Err("no");
+        assert!(chain.load().await.is_err());
+    }
+
+    #[test]
+    fn a_chain_is_polled_as_often_as_its_most_eager_source_and_watches_all_files() {
+        let chain = ChainSource::default();
+        assert_eq!((chain.poll_interval(), chain.watched_paths().len()), (None, 0));
+        let says = Says::new(Mutex::new(Ok(None)));
+        let chain = chain.push(EnvSource::key()).push(FileSource::new("/a").poll_every(Duration::from_secs(7)));
+        let chain = chain.push(FileSource::new("/b"));
+        assert_eq!(chain.poll_interval(), Some(Duration::from_secs(5)));
+        assert_eq!(chain.watched_paths(), [PathBuf::from("/a"), PathBuf::from("/b")]);
+        assert_eq!(chain.poll_interval_while_watched(), Some(Duration::from_secs(30)));
+        // No file event says anything about the remote one.
+        let chain = chain.push(source("remote", &says));
+        assert_eq!(chain.poll_interval_while_watched(), Some(Duration::from_secs(5)));
+    }
+}
