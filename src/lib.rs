@@ -28,7 +28,7 @@
 //!
 //! # How a credential flows
 //! ```text
-//!  env / file / closure
+//!  env / file / closure / a chain of them
 //!    source            Ok(Some) here it is, Ok(None) not mine, Err mine and broken
 //!       |
 //!    Credential        header built once, sensitive, wiped on drop, printed as its id
@@ -50,13 +50,16 @@
 //! | `client` | `FalClient`: a boxed client over hyper-util, for `State` and struct fields |
 //! | `client-rustls` | `FalClient::rustls` |
 //! | `reqwest-middleware` | `FalAuthError::find` looks into a `reqwest_middleware::Error` |
+//! | `watch` | `CredentialStoreBuilder::watch_files`: a rotated file is seen within milliseconds |
+//! | `signal` | `CredentialStoreBuilder::reload_on_sighup`: SIGHUP asks for a reload (Unix) |
+//! | `dotenv` | `source::DotenvSource`: one variable of a `.env` file |
 //! | `mock` | `mock::MockFal`: an in-process fal on loopback, for tests and examples |
 //! | `tracing` | events: rotation and recovery (info), failures and refusals (warn), replays and retries (debug) |
 //! | `metrics` | counters for refusals, replays and retries |
 //! | `full` | all of them |
 //!
 //! Without features there are the auth layer, the store, and the sources that read the environment, a file or a
-//! closure.
+//! closure, or several of them.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -12,6 +12,9 @@
 //!    whichever is shorter. (A source that is never polled waits for the next reload.)
 //! 5. The driver ends when the last handle is dropped.
 //!
+//! With the feature `watch` it also looks when a file changes, and with `signal` at a SIGHUP; both are asked for on
+//! the [builder](CredentialStoreBuilder).
+//!
 //! ```
 //! use tower_fal::{CredentialStore, source::FileSource};
 //!
@@ -408,9 +411,6 @@ impl CredentialStoreBuilder {
     /// # let _ = store;
     /// # Ok(()) }
     /// ```
-    ///
-    /// [`build`](Self::build) then fails if the signal cannot be listened to, and panics on a Tokio runtime whose I/O
-    /// is not enabled.
     #[cfg(all(feature = "signal", unix))]
     #[cfg_attr(docsrs, doc(cfg(all(feature = "signal", unix))))]
     pub fn reload_on_sighup(mut self) -> Self {
@@ -432,10 +432,10 @@ impl CredentialStoreBuilder {
     ///
     /// # Errors
     /// When the source has no credential, fails, panics or takes longer than the
-    /// [load time-out](Self::load_timeout); and outside a Tokio runtime.
+    /// [load time-out](Self::load_timeout); outside a Tokio runtime; and when SIGHUP is wanted and cannot be had.
     ///
     /// # Panics
-    /// On a Tokio runtime whose timer is not enabled.
+    /// On a Tokio runtime whose timer is not enabled, or, when SIGHUP is wanted, its I/O.
     pub async fn build(self) -> Result<CredentialStore, SourceError> {
         let Self { source, load_timeout, refresh_before, clock, .. } = self;
         let source_name: Arc<str> = source.name().into();

@@ -217,10 +217,13 @@ impl FileSource {
 
     /// Whether a link on the way was swapped since the last look, as kubelet does it: the file behind it is whole.
     fn leads_elsewhere(&self, resolved: Option<PathBuf>) -> bool {
-        let is_link = || std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.is_symlink());
-        let last =
-            std::mem::replace(&mut *self.resolved.lock().unwrap_or_else(PoisonError::into_inner), resolved.clone());
-        if last.is_some() { last != resolved } else { is_link() }
+        let mut known = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        let elsewhere = match &*known {
+            Some(_) => *known != resolved,
+            None => std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.is_symlink()),
+        };
+        *known = resolved;
+        elsewhere
     }
 
     fn refuse_special(&self, metadata: &Metadata, half: &str) -> Result<(), SourceError> {

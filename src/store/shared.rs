@@ -53,6 +53,7 @@ pub(super) struct Finished {
     pub(super) load: u64,
     pub(super) result: Result<(), SourceError>,
     /// The last load that brought something else than the one before.
+    #[cfg_attr(not(feature = "watch"), allow(dead_code))] // it is for those who watch
     pub(super) news: u64,
 }
 
