@@ -11,7 +11,7 @@
 //! }
 //!
 //! # fn state(store: &CredentialStore, config: rustls::ClientConfig) -> AppState {
-//! AppState { fal: FalClient::rustls(tower_fal::layer(store), config) }
+//! AppState { fal: FalClient::rustls(&tower_fal::layer(store), config) }
 //! # }
 //! ```
 
@@ -63,11 +63,11 @@ where
     /// use tower_fal::{FalClient, origin::FalOrigins};
     ///
     /// # fn client(store: &tower_fal::CredentialStore) -> FalClient {
-    /// FalClient::plain(tower_fal::layer(store).auth(|auth| auth.origins(FalOrigins::new().loopback_http())))
+    /// FalClient::plain(&tower_fal::layer(store).auth(|auth| auth.origins(FalOrigins::new().loopback_http())))
     /// # }
     /// ```
     #[must_use]
-    pub fn plain<P>(layer: FalLayer<Typed, P>) -> Self
+    pub fn plain<P>(layer: &FalLayer<Typed, P>) -> Self
     where
         P: OriginPolicy + Clone + Send + Sync + 'static,
     {
@@ -87,13 +87,13 @@ where
     ///     .with_safe_default_protocol_versions()?
     ///     .with_root_certificates(roots)
     ///     .with_no_client_auth();
-    /// Ok(tower_fal::FalClient::rustls(tower_fal::layer(store), config))
+    /// Ok(tower_fal::FalClient::rustls(&tower_fal::layer(store), config))
     /// # }
     /// ```
     #[cfg(feature = "client-rustls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "client-rustls")))]
     #[must_use]
-    pub fn rustls<P>(layer: FalLayer<Typed, P>, config: rustls::ClientConfig) -> Self
+    pub fn rustls<P>(layer: &FalLayer<Typed, P>, config: rustls::ClientConfig) -> Self
     where
         P: OriginPolicy + Clone + Send + Sync + 'static,
     {

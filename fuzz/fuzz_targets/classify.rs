@@ -102,11 +102,8 @@ fuzz_target!(|answer: Answer<'_>| {
         assert!(!text.chars().any(char::is_control), "{text:?}");
         assert!(secret.is_empty() || !text.contains(secret), "{text:?} shows {secret:?}");
     }
-    if is_late && !secret.is_empty() {
-        assert!(
-            matches!(read.detail.as_deref(), None | Some("é" | "é…" | "é …")),
-            "{:?} shows a part of {secret:?}",
-            read.detail
-        );
+    if is_late && let Some(detail) = &read.detail {
+        let shown = detail.trim_start_matches(['é', ' ', '…']);
+        assert!(secret.is_empty() || shown.len() < 4, "{shown:?} is a part of {secret:?}"); // where the text was cut
     }
 });

@@ -343,7 +343,7 @@ async fn a_fal_client_over_any_service_in_an_axum_state() {
 async fn a_plain_fal_client_takes_no_credential_to_an_origin_that_was_not_admitted() {
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(1));
-    let client: FalClient = FalClient::plain(tower_fal::layer(&CredentialStore::fixed(key(1))));
+    let client: FalClient = FalClient::plain(&tower_fal::layer(&CredentialStore::fixed(key(1))));
     let response = client.oneshot(request(Method::POST, &fal.run_url("/fal-ai/flux").to_string(), "{}")).await.unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(fal.received()[0].presented.key_id(), None);
@@ -356,7 +356,7 @@ async fn a_fal_client_over_rustls_speaks_https_only() {
         .unwrap()
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
-    let client: FalClient = FalClient::rustls(tower_fal::layer(&CredentialStore::fixed(key(1))), config);
+    let client: FalClient = FalClient::rustls(&tower_fal::layer(&CredentialStore::fixed(key(1))), config);
     assert_eq!(call(client).await.0, StatusCode::BAD_GATEWAY, "there is no network, or no trust");
 }
 
