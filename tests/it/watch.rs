@@ -258,14 +258,15 @@ fn child() {
     };
     println!("child began");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    match mode.to_str().unwrap() {
+    let said = match mode.to_str().unwrap() {
         "threads" => runtime.block_on(threads()),
         "limit" => runtime.block_on(limit()),
         other => panic!("no such mode: {other}"),
-    }
+    };
+    println!("{said}");
 }
 
-async fn threads() {
+async fn threads() -> String {
     let (_directory, path) = directory_with(1);
     let store = store(file(&path)).await;
     rename_over(&path, 2);
@@ -275,7 +276,7 @@ async fn threads() {
     while watcher_threads() > 0 {
         tokio::task::yield_now().await;
     }
-    println!("threads: {watching}, then 0");
+    format!("threads: {watching}, then 0")
 }
 
 fn watcher_threads() -> usize {
@@ -284,7 +285,7 @@ fn watcher_threads() -> usize {
     names.filter(|name| name.starts_with("notify-rs")).count()
 }
 
-async fn limit() {
+async fn limit() -> String {
     let warnings = Messages::default();
     let _on_this_thread = tracing::dispatcher::set_default(&tracing::Dispatch::new(warnings.clone()));
     let (_directory, path) = directory_with(1);
@@ -293,5 +294,5 @@ async fn limit() {
         rename_over(&path, n);
         assert_seen(&store, n).await;
     }
-    println!("followed 5 rotations; {:?}", warnings.take());
+    format!("followed 5 rotations; {:?}", warnings.take())
 }
