@@ -14,7 +14,7 @@ use std::{
     error::Error,
     fs, io,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -107,7 +107,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     }
     // Before anybody is told to come, so that a signal finds someone who waits for it.
     let end = end()?;
-    let tls = options.ca_out.map(|path| tls(options.listen.ip(), path)).transpose()?;
+    let tls = options.ca_out.as_deref().map(|path| tls(options.listen.ip(), path)).transpose()?;
     let listener = TcpListener::bind(options.listen).await?;
     let control = TcpListener::bind(options.control).await?;
     println!(
@@ -179,13 +179,13 @@ async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, fal: &MockFal) {
 }
 
 /// A new CA, whose certificate is written to a file, and a server that it vouches for. Both keys stay in memory.
-fn tls(listens_on: IpAddr, ca_out: PathBuf) -> Result<TlsAcceptor, Box<dyn Error>> {
+fn tls(listens_on: IpAddr, ca_out: &Path) -> Result<TlsAcceptor, Box<dyn Error>> {
     let ca_key = KeyPair::generate()?;
     let mut ca = CertificateParams::default();
     ca.distinguished_name.push(DnType::CommonName, "CA of a mock of fal");
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    fs::write(&ca_out, ca.self_signed(&ca_key)?.pem())
+    fs::write(ca_out, ca.self_signed(&ca_key)?.pem())
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", ca_out.display())))?;
 
     let hosts = [

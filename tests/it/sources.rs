@@ -195,6 +195,7 @@ fn a_key_in_the_environment_that_shadows_a_file_is_an_event_and_once() {
 }
 
 /// On a runtime of its own, all of whose threads report.
+#[allow(clippy::needless_pass_by_value)] // as a store takes it
 fn messages_of_ten_loads(source: impl tower_fal::source::CredentialSource) -> Vec<String> {
     let messages = Messages::default();
     let dispatch = tracing::Dispatch::new(messages.clone());
