@@ -5,6 +5,9 @@ The environment says where fal is and with which key. `tests/it/python.rs` runs 
 
 import asyncio
 import json
+import os
+import socket
+import ssl
 
 import fal_client
 
@@ -42,6 +45,16 @@ def cancelled():
     return {"again": outcome(handle.cancel), "result": outcome(handle.get)}
 
 
+def strict_tls():
+    """The checks that Python 3.13 has switched on for everyone."""
+    context = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    host, port = os.environ["FAL_RUN_HOST"].split("/")[0].split(":")
+    with socket.create_connection((host, int(port))) as plain:
+        with context.wrap_socket(plain, server_hostname=host) as stream:
+            return stream.version()
+
+
 async def asynchronous():
     ran = await fal_client.run_async(APP, INPUT)
     events = [event["event"] async for event in fal_client.stream_async(APP, INPUT)]
@@ -51,6 +64,7 @@ async def asynchronous():
 print(
     json.dumps(
         {
+            "tls": outcome(strict_tls),
             "run": outcome(lambda: fal_client.run(APP, INPUT)),
             "stream": outcome(lambda: list(fal_client.stream(APP, INPUT))),
             "queued": outcome(queued),

@@ -34,6 +34,7 @@ async fn drive(mock: &MockProcess) -> Value {
 fn refused(status: u16, at_run: &str, at_queue: &str) -> Value {
     let error = |message| json!({"status": status, "message": message, "error_type": null});
     json!({
+        "tls": "TLSv1.3",
         "run": error(at_run),
         "stream": {"error": "SSEError"},
         "queued": error(at_queue),
@@ -57,6 +58,7 @@ async fn fals_python_client_runs_streams_queues_and_cancels() {
     let cancelled =
         |message: Value, error_type, status| json!({"status": status, "message": message, "error_type": error_type});
     let expected = json!({
+        "tls": "TLSv1.3",
         "run": output,
         "stream": [event(0), event(1), event(2)],
         "queued": {"statuses": ["Queued", "InProgress", "Completed"], "result": output},
