@@ -303,6 +303,7 @@ mod tests {
         assert_eq!(three.load().await, B_IS_MISSED);
         three.say(1, Ok(Some(2)));
         assert_eq!(three.load().await, "id-2 from b");
+        tokio::time::advance(Duration::from_secs(3600)).await;
         three.say(1, Ok(None));
         assert_eq!(three.load().await, B_IS_MISSED); // which begins anew
         tokio::time::advance(Duration::from_secs(60)).await;

@@ -395,7 +395,7 @@ impl Tamed {
         let dead = || notify::Error::generic("the watcher has died");
         let watcher = self.0.as_mut().ok_or_else(dead)?;
         catch_unwind(AssertUnwindSafe(|| call(watcher))).unwrap_or_else(|_| {
-            mem::forget(self.0.take());
+            drop(Self(self.0.take()));
             Err(dead())
         })
     }
@@ -570,6 +570,33 @@ mod tests {
             let time = file.time_to_see(&store, n).await;
             assert!(time <= ONE_POLL, "seen only after {time:?}");
         }
+    }
+
+    #[test]
+    fn every_event_is_a_hint_but_for_what_a_load_makes_itself() {
+        use notify::event::{AccessMode::*, CreateKind, DataChange, Flag, MetadataKind, RemoveKind, RenameMode};
+        let heard = Heard::default();
+        for reading in [AccessKind::Open(Any), AccessKind::Close(Read), AccessKind::Read, AccessKind::Any] {
+            heard.hear(Ok(Event::new(EventKind::Access(reading))));
+        }
+        assert_eq!(heard.count.load(Ordering::SeqCst), 0);
+        let hints = [
+            EventKind::Any,
+            EventKind::Access(AccessKind::Close(Write)),
+            EventKind::Create(CreateKind::Any),
+            EventKind::Modify(ModifyKind::Data(DataChange::Any)),
+            EventKind::Modify(ModifyKind::Metadata(MetadataKind::Any)),
+            EventKind::Modify(ModifyKind::Name(RenameMode::Any)),
+            EventKind::Remove(RemoveKind::Any),
+        ];
+        for (count, kind) in (1..).zip(hints) {
+            heard.hear(Ok(Event::new(kind)));
+            assert_eq!(heard.count.load(Ordering::SeqCst), count, "{kind:?}");
+        }
+        let lost = Event::new(EventKind::Other).set_flag(Flag::Rescan);
+        heard.hear(Ok(lost));
+        heard.hear(Err(notify::Error::generic("the queue is broken")));
+        assert_eq!(heard.count.load(Ordering::SeqCst), 9);
     }
 
     #[tokio::test(start_paused = true)]

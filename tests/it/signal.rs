@@ -1,6 +1,6 @@
 //! SIGHUP. It is the whole process that gets it, so these are the only stores in it that listen, and one test.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tower_fal::CredentialStore;
@@ -9,6 +9,10 @@ use crate::support::{Says, Script, current, key};
 
 #[tokio::test]
 async fn sighup_asks_for_a_load_that_begins_after_it() {
+    tokio::time::timeout(Duration::from_secs(60), hang_up_and_look()).await.expect("a SIGHUP was not heard");
+}
+
+async fn hang_up_and_look() {
     let source = Script::new(None, Says::Here(key(1)));
     let store = CredentialStore::builder(source.clone()).reload_on_sighup().build().await.unwrap();
 
