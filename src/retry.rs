@@ -339,10 +339,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // The service that was made ready goes with the request; the fresh clone stays behind.
-        let fresh = self.inner.clone();
-        let ready = std::mem::replace(&mut self.inner, fresh);
-        ResponseFuture::new(ready, request, Arc::clone(&self.rules))
+        ResponseFuture::new(&mut self.inner, request, Arc::clone(&self.rules))
     }
 }
 

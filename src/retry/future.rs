@@ -83,17 +83,18 @@ struct Judged<R: Body> {
 
 impl<S, B, R, M> ResponseFuture<S, B, R, M>
 where
-    S: Service<Request<ReplayBody<B>>>,
+    S: Service<Request<ReplayBody<B>>> + Clone,
     B: Body,
     R: Body,
 {
-    pub(super) fn new(mut service: S, request: Request<B>, rules: Arc<Rules>) -> Self {
+    pub(super) fn new(service: &mut S, request: Request<B>, rules: Arc<Rules>) -> Self {
         let (head, body) = request.into_parts();
         let (first, body) = ReplayBody::new(body, rules.max_body, &rules.memory);
         let kept = head.clone(); // and not the other way round: a clone has no room for another header
         let response = service.call(Request::from_parts(head, first));
         let again = Again {
-            service,
+            // The service that was made ready has been called; this one will be made ready before it is.
+            service: service.clone(),
             head: kept,
             body,
             replayed: Replayed::Not,
