@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watcher_that_panics_takes_nobody_along() {
+    async fn a_watcher_that_panics_takes_nobody_along_and_is_made_again() {
         #[derive(Debug)]
         struct Panics;
         impl Watcher for Panics {
@@ -565,11 +565,18 @@ mod tests {
             }
         }
         let file = key_file();
-        let store = file.store(Arc::new(|_| Ok(Box::new(Panics)))).await;
+        let made = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&made);
+        let make: MakeWatcher = Arc::new(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Ok(Box::new(Panics))
+        });
+        let store = file.store(make).await;
         for n in 2..=5 {
             let time = file.time_to_see(&store, n).await;
             assert!(time <= ONE_POLL, "seen only after {time:?}");
         }
+        assert!(made.load(Ordering::SeqCst) > 1, "it is never made again");
     }
 
     #[test]
