@@ -201,11 +201,11 @@ impl Credential {
         let header = self.inner.header.as_bytes();
         let value = std::str::from_utf8(&header[self.scheme().as_str().len() + 1..]).unwrap_or_default();
         let secret = self.key_id().map_or(value, |key_id| &value[key_id.as_str().len() + 1..]);
-        let mut text = text.replace(value, "[…]").replace(secret, "[…]");
+        let mut text = text.replace(value, "…").replace(secret, "…"); // no part of any secret, so none comes about anew
         // One that was cut off may end in the first part of it.
         if let Some(part) = (4..secret.len()).rev().find(|&length| text.ends_with(&secret[..length])) {
             text.truncate(text.len() - part);
-            text.push_str("[…]");
+            text.push('…');
         }
         text
     }

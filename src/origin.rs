@@ -132,8 +132,9 @@ impl OriginPolicy for FalOrigins {
             return false;
         };
         // Nearly every request is written exactly so.
-        (scheme.as_str() == "https" && FAL_HOSTS.contains(&authority.as_str()))
-            || self.admits_written_otherwise(uri, scheme, authority)
+        is_host_kept_apart(uri)
+            && ((scheme.as_str() == "https" && FAL_HOSTS.contains(&authority.as_str()))
+                || self.admits_written_otherwise(uri, scheme, authority))
     }
 }
 
@@ -265,6 +266,7 @@ impl Origin {
             && uri.host().is_some_and(|host| host.eq_ignore_ascii_case(&self.host))
             && effective_port(uri) == Some(self.port)
             && !has_user(uri)
+            && is_host_kept_apart(uri)
     }
 }
 
@@ -291,6 +293,14 @@ fn is_plain(scheme: &Scheme) -> bool {
 
 fn has_user(uri: &Uri) -> bool {
     uri.authority().is_some_and(|authority| authority.as_str().contains('@'))
+}
+
+/// Whether the host is the same to a client that writes the URI out and reads it again, as `reqwest` does.
+///
+/// `Uri` writes a path that does not begin with a slash right behind the host: `*`, and before `http` 1.5 any other one
+/// too, such as `@example.com`. A server that forwards HTTP/2 takes its path from the caller.
+fn is_host_kept_apart(uri: &Uri) -> bool {
+    uri.path().starts_with('/')
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -364,6 +374,22 @@ mod tests {
             "fal.run:443",
         ] {
             assert!(!admits(&FalOrigins::new(), uri), "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_would_lengthen_the_host_is_not_admitted() {
+        let origins = FalOrigins::new().loopback_http().and("https://gateway.example.com").unwrap();
+        let bound = BoundOrigin::new("https://fal.run").unwrap();
+        for authority in ["fal.run", "gateway.example.com"] {
+            for path in ["*", "*.example.com/", "@example.com", ":1@example.com/", ".example.com", "-example.com"] {
+                // `http` takes no more than `*` since 1.5.
+                let uri = Uri::builder().scheme("https").authority(authority).path_and_query(path).build();
+                assert!(uri.is_ok() || path != "*");
+                assert!(!uri.is_ok_and(|uri| origins.admits(&uri) || bound.admits(&uri)), "{authority}, {path}");
+            }
+            let query = Uri::builder().scheme("https").authority(authority).path_and_query("?a=b").build().unwrap();
+            assert!(origins.admits(&query) && query.to_string().ends_with("/?a=b"));
         }
     }
 

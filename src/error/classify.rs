@@ -348,6 +348,13 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_that_begins_as_its_replacement_might_end_is_struck_out() {
+        let sent = Credential::key("the-id:]abc").unwrap();
+        let read = classify(StatusCode::FORBIDDEN, &HeaderMap::new(), b"]abcabc", Some(&sent));
+        assert!(!read.detail.as_ref().unwrap().contains("]abc"), "{read:?}");
+    }
+
+    #[test]
     fn hostile_bodies_are_read_without_harm() {
         let deep = "[".repeat(10_000);
         for body in [deep.as_bytes(), b"\xFF\xFE{\"detail\"", b"{\"detail\":", "<title>\u{130}</title>".as_bytes()] {
