@@ -62,7 +62,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Extensions, Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{Extensions, HeaderMap, Request, Response, StatusCode, Uri, header::AUTHORIZATION};
 use pin_project::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -148,6 +148,11 @@ impl<P> FalAuthLayer<P> {
     pub fn keep_existing(mut self, keep: bool) -> Self {
         self.authorizer.keep_existing = keep;
         self
+    }
+
+    #[cfg(feature = "reqwest-middleware")]
+    pub(crate) fn into_authorizer(self) -> Authorizer<P> {
+        self.authorizer
     }
 
     /// Puts the credential on a request that is sent without Tower, such as a WebSocket handshake, by the same rules.
@@ -365,9 +370,15 @@ impl Stamp {
 #[derive(Clone)]
 pub(crate) struct SendWith(pub(crate) Snapshot);
 
+/// In a response's extensions: the service inside has followed a redirect to another origin, which is where this
+/// comes from.
+#[cfg_attr(not(feature = "reqwest"), allow(dead_code))] // nothing follows redirects then
+#[derive(Clone)]
+pub(crate) struct FromElsewhere;
+
 /// The rules of this layer, for everyone who puts a credential on a request.
 #[derive(Clone)]
-struct Authorizer<P> {
+pub(crate) struct Authorizer<P> {
     store: Option<CredentialStore>,
     origins: P,
     keep_existing: bool,
@@ -380,19 +391,29 @@ impl<P: OriginPolicy> Authorizer<P> {
         request: &mut Request<B>,
         load: impl FnOnce(&CredentialStore) -> Snapshot,
     ) -> Option<SentWith> {
-        if !self.origins.admits(request.uri()) || (self.keep_existing && request.headers().contains_key(AUTHORIZATION))
-        {
+        let sent_with = self.choose(request.uri(), request.headers(), request.extensions(), load)?;
+        sent_with.put_into(request.headers_mut());
+        Some(sent_with)
+    }
+
+    /// What a request is to be sent with, if anything.
+    #[inline]
+    pub(crate) fn choose(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+        load: impl FnOnce(&CredentialStore) -> Snapshot,
+    ) -> Option<SentWith> {
+        if !self.origins.admits(uri) || (self.keep_existing && headers.contains_key(AUTHORIZATION)) {
             return None;
         }
-        let sent_with = match (request.extensions().get::<Credential>(), &self.store) {
-            (Some(own), _) => SentWith::Own(own.clone()),
+        match (extensions.get::<Credential>(), &self.store) {
+            (Some(own), _) => Some(SentWith::Own(own.clone())),
             // One snapshot, for the header and for the stamp.
-            (None, Some(store)) => SentWith::Stores(snapshot_for(request.extensions(), || load(store))),
-            (None, None) => return None,
-        };
-        let header = sent_with.credential().header().clone();
-        request.headers_mut().insert(AUTHORIZATION, header);
-        Some(sent_with)
+            (None, Some(store)) => Some(SentWith::Stores(snapshot_for(extensions, || load(store)))),
+            (None, None) => None,
+        }
     }
 }
 
@@ -418,7 +439,7 @@ fn snapshot_for(extensions: &Extensions, load: impl FnOnce() -> Snapshot) -> Sna
 
 /// The credential that one request carries.
 #[derive(Clone, Debug)]
-enum SentWith {
+pub(crate) enum SentWith {
     Stores(Snapshot),
     Own(Credential),
 }
@@ -431,10 +452,15 @@ impl SentWith {
         }
     }
 
+    #[inline]
+    pub(crate) fn put_into(&self, headers: &mut HeaderMap) {
+        headers.insert(AUTHORIZATION, self.credential().header().clone());
+    }
+
     #[cold]
-    fn stamp(&self, extensions: &mut Extensions) {
+    pub(crate) fn stamp(&self, extensions: &mut Extensions) {
         // Where two of these layers are stacked, the inner one's header went out, and its stamp is the true one.
-        if extensions.get::<Stamp>().is_some() {
+        if extensions.get::<Stamp>().is_some() || extensions.get::<FromElsewhere>().is_some() {
             return;
         }
         let (generation, source) = match self {

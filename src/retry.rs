@@ -73,16 +73,17 @@ use self::{
 };
 use crate::{error::BoxError, store::CredentialStore};
 
+pub(crate) mod course;
 mod decision;
 mod future;
-mod judge;
+pub(crate) mod judge;
 mod mode;
 mod peeked_body;
 mod replay_body;
 #[cfg(feature = "transient")]
 mod retry_after;
 #[cfg(feature = "transient")]
-mod transient;
+pub(crate) mod transient;
 
 #[cfg(doc)]
 use crate::auth::Stamp;
@@ -116,11 +117,11 @@ pub struct FalRetryLayer<M = Typed> {
 
 /// The options of a layer.
 #[derive(Clone, Debug)]
-struct Rules {
+pub(crate) struct Rules {
     judge: Judge,
     max_body: u64,
     memory: Arc<ReplayMemory>,
-    read_timeout: Duration,
+    pub(crate) read_timeout: Duration,
     #[cfg(feature = "transient")]
     transient: Option<Transient>,
 }
@@ -240,15 +241,22 @@ impl<M> FalRetryLayer<M> {
     }
 }
 
-impl<S, M> Layer<S> for FalRetryLayer<M> {
-    type Service = FalRetry<S, M>;
-
-    fn layer(&self, inner: S) -> Self::Service {
+impl<M> FalRetryLayer<M> {
+    /// The rules of a service that is made now.
+    pub(crate) fn rules(&self) -> Arc<Rules> {
         let Judge { store, overlap, .. } = &self.rules.judge;
         if let Some(store) = store {
             store.keep_previous_for(*overlap);
         }
-        FalRetry { inner, rules: Arc::new(self.rules.clone()), mode: PhantomData }
+        Arc::new(self.rules.clone())
+    }
+}
+
+impl<S, M> Layer<S> for FalRetryLayer<M> {
+    type Service = FalRetry<S, M>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        FalRetry { inner, rules: self.rules(), mode: PhantomData }
     }
 }
 

@@ -8,25 +8,23 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response, StatusCode, request::Parts};
+use http::{Request, Response, request::Parts};
 use http_body::Body;
 use pin_project::pin_project;
 use tower_service::Service;
 
-#[cfg(feature = "transient")]
-use super::transient::{Attempts, Ended};
 use super::{
     Mode, Rules,
-    decision::Replayed,
-    judge::{Answer, ReplayWith, Verdict},
-    peeked_body::{Peeked, PeekedBody},
+    course::{Course, Judged, judge, stamp_of},
+    judge::Verdict,
     replay_body::{Replay, ReplayBody},
 };
-use crate::{
-    auth::{SendWith, Stamp},
-    error::{BoxError, FalAuthError},
-    events,
+#[cfg(feature = "transient")]
+use super::{
+    course::drain_and_wait,
+    transient::{Ended, Repeat},
 };
+use crate::error::{BoxError, FalAuthError};
 
 /// Response future of [`FalRetry`](super::FalRetry).
 #[pin_project]
@@ -64,21 +62,9 @@ struct Again<S, B> {
     head: Parts,
     body: Replay<B>,
     rules: Arc<Rules>,
-    /// Whether it was sent again for the sake of the credential, and what it is sent with.
-    replayed: Replayed,
-    with: ReplayWith,
-    /// The newest credential that was refused.
-    refused: Option<Stamp>,
+    course: Course,
     /// Whether the last attempt has its answer while there is none for the caller yet.
     answered: bool,
-    #[cfg(feature = "transient")]
-    attempts: Option<Attempts>,
-}
-
-/// A refused response, of which as much was read as it takes to judge it.
-struct Judged<R: Body> {
-    response: Response<PeekedBody<R>>,
-    verdict: Verdict,
 }
 
 impl<S, B, R, M> ResponseFuture<S, B, R, M>
@@ -97,12 +83,8 @@ where
             service: service.clone(),
             head: kept,
             body,
-            replayed: Replayed::Not,
-            with: ReplayWith::Current,
-            refused: None,
+            course: Course::begin(&rules),
             answered: false,
-            #[cfg(feature = "transient")]
-            attempts: rules.transient.is_some().then(Attempts::first),
             rules,
         };
         Self { state: State::Sent { response }, again, mode: PhantomData }
@@ -141,7 +123,7 @@ where
                             return Poll::Ready(Err(error));
                         }
                     };
-                    let Some(stamp) = stamp_of(&response) else {
+                    let Some(stamp) = stamp_of(response.status(), response.extensions()) else {
                         #[cfg(feature = "transient")]
                         if let Some((wait, body)) =
                             again.repeat(&Ended::Answered(response.status(), response.headers()))
@@ -151,12 +133,12 @@ where
                             continue;
                         }
                         again.body.keep_no_longer();
-                        if again.replayed != Replayed::Not {
-                            events::replayed(true);
-                        }
+                        again.course.ended(true);
                         return Poll::Ready(Ok(M::not_refused(response)));
                     };
-                    let judging = judge::<R, M>(response, again.refused(stamp), Arc::clone(&again.rules));
+                    again.answered = true;
+                    let refused = again.course.refused(stamp, again.body.is_possible());
+                    let judging = judge::<R, M>(response, refused, Arc::clone(&again.rules));
                     State::Judged { judging: Box::pin(judging) }
                 }
                 StateProjection::Judged { judging } => {
@@ -164,11 +146,7 @@ where
                     // Asked first, as this takes the upload away from the attempt that has it.
                     match replay.and_then(|with| Some((with, again.body.start_over()?))) {
                         Some((with, body)) => {
-                            again.replayed = match with {
-                                ReplayWith::Current => Replayed::WithNewer,
-                                ReplayWith::Previous(_) => Replayed::WithPrevious,
-                            };
-                            again.with = with;
+                            again.course.replay(with);
                             State::Readying { body }
                         }
                         None => {
@@ -179,9 +157,7 @@ where
                             } else {
                                 again.body.give_up();
                             }
-                            if again.replayed != Replayed::Not {
-                                events::replayed(false);
-                            }
+                            again.course.ended(false);
                             return Poll::Ready(M::refused(refusal, response));
                         }
                     }
@@ -217,75 +193,20 @@ impl<S, B> Drop for Again<S, B> {
 }
 
 impl<S, B> Again<S, B> {
-    fn refused(&mut self, sent_with: Stamp) -> RefusedRequest {
-        let newest = match self.refused.take() {
-            Some(refused) if refused.generation() > sent_with.generation() => refused,
-            _ => sent_with.clone(),
-        };
-        self.refused = Some(newest.clone());
-        self.answered = true;
-        RefusedRequest { sent_with, newest, replayable: self.body.is_possible(), replayed: self.replayed }
-    }
-
     fn request(&self, body: ReplayBody<B>) -> Request<ReplayBody<B>> {
         let mut head = self.head.clone();
-        if let ReplayWith::Previous(snapshot) = &self.with {
-            head.extensions.insert(SendWith(snapshot.clone()));
-        }
+        self.course.write_to(&mut head.extensions);
         Request::from_parts(head, body)
     }
 
     /// How long to wait before the request is sent again after a failure in passing, and the body for that.
     #[cfg(feature = "transient")]
     fn repeat(&mut self, ended: &Ended<'_>) -> Option<(Duration, ReplayBody<B>)> {
-        let (transient, attempts) = (self.rules.transient.as_ref()?, self.attempts.as_mut()?);
-        if !self.body.is_possible() {
-            return None;
-        }
-        let wait = transient.wait(&self.head, attempts, ended)?;
+        let Parts { method, uri, extensions, .. } = &self.head;
+        let repeat = Repeat { method, path: uri.path(), extensions };
+        let wait = self.course.wait(&self.rules, self.body.is_possible().then_some(repeat), ended)?;
         Some((wait, self.body.start_over()?))
     }
-}
-
-#[cfg(feature = "transient")]
-async fn drain_and_wait<R: Body>(body: R, limit: Duration, wait: Duration) {
-    drop(Peeked::read(body, limit).await); // a short body to its end, which frees the connection for others
-    tokio::time::sleep(wait).await;
-}
-
-/// What a refused request was sent with; `None` for a response that was no refusal, or not of a credential of ours.
-fn stamp_of<R>(response: &Response<R>) -> Option<Stamp> {
-    matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-        .then(|| response.extensions().get().cloned())
-        .flatten()
-}
-
-/// A request as it stands when it is refused.
-struct RefusedRequest {
-    sent_with: Stamp,
-    newest: Stamp,
-    replayable: bool,
-    replayed: Replayed,
-}
-
-async fn judge<R: Body, M: Mode>(response: Response<R>, request: RefusedRequest, rules: Arc<Rules>) -> Judged<R> {
-    let (head, body) = response.into_parts();
-    let mut body = Peeked::read(body, rules.read_timeout).await;
-    if !M::HANDS_ON {
-        body.drop_rest(); // before any wait: others may need the connection
-    }
-    let RefusedRequest { sent_with, newest, replayable, replayed } = &request;
-    let answer = Answer {
-        status: head.status,
-        headers: &head.headers,
-        body: body.start(),
-        sent_with,
-        newest,
-        replayable: *replayable,
-        replayed: *replayed,
-    };
-    let verdict = rules.judge.judge(answer).await;
-    Judged { response: Response::from_parts(head, PeekedBody::peeked(body)), verdict }
 }
 
 impl<S, B, R, M> fmt::Debug for ResponseFuture<S, B, R, M>
@@ -294,6 +215,6 @@ where
     R: Body,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").field("replayed", &self.again.replayed).finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").field("course", &self.again.course).finish_non_exhaustive()
     }
 }

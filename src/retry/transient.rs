@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderMap, Method, StatusCode, Uri, request::Parts};
+use http::{Extensions, HeaderMap, Method, StatusCode};
 use tokio::time::Instant;
 use tower::retry::budget::{Budget as _, TpsBudget};
 
@@ -133,14 +133,13 @@ impl fmt::Debug for Transient {
 }
 
 /// Whether an error says that there was no connection: refused or unreachable, or with the `client` feature
-/// hyper-util's own word for it, which is then the last word.
+/// hyper-util's own word for it which is then the last word.
 ///
-/// Without that feature it goes by [`io::ErrorKind`] alone. "Unreachable" can, rarely, also be said of a connection
+/// Without these features it goes by [`io::ErrorKind`] alone. "Unreachable" can, rarely, also be said of a connection
 /// that was there: with hyper-util's client, enable `client`.
 #[must_use]
 pub fn connection_failed(error: &(dyn Error + 'static)) -> bool {
-    #[cfg(feature = "client")]
-    if error.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect()) {
+    if clients_word(error) == Some(true) {
         return true;
     }
     error.downcast_ref::<io::Error>().is_some_and(|error| {
@@ -151,11 +150,29 @@ pub fn connection_failed(error: &(dyn Error + 'static)) -> bool {
     })
 }
 
+/// Whether an HTTP client says that there was no connection. `None` if this is no client's error.
+#[allow(unused_variables)] // without any client's feature
+fn clients_word(error: &(dyn Error + 'static)) -> Option<bool> {
+    #[cfg(feature = "client")]
+    if let Some(error) = error.downcast_ref::<hyper_util::client::legacy::Error>() {
+        return Some(error.is_connect());
+    }
+    None
+}
+
 /// How far one request has come.
 #[derive(Debug)]
 pub(crate) struct Attempts {
     made: u32,
     began: Instant,
+}
+
+/// What says whether a request may be repeated.
+#[derive(Clone, Copy)]
+pub(crate) struct Repeat<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) path: &'a str,
+    pub(crate) extensions: &'a Extensions,
 }
 
 /// How an attempt ended.
@@ -172,7 +189,7 @@ impl Attempts {
 
 impl Transient {
     /// How long to wait before the request is sent again; `None` when it is not.
-    pub(crate) fn wait(&self, request: &Parts, attempts: &mut Attempts, ended: &Ended<'_>) -> Option<Duration> {
+    pub(crate) fn wait(&self, request: Repeat<'_>, attempts: &mut Attempts, ended: &Ended<'_>) -> Option<Duration> {
         if !self.is_transient(ended) {
             if matches!(ended, Ended::Answered(..)) {
                 self.budget.deposit();
@@ -211,14 +228,14 @@ impl Transient {
         transient && !callers_own && !says("x-fal-retryable", "false")
     }
 
-    fn may_repeat(&self, request: &Parts, ended: &Ended<'_>) -> bool {
+    fn may_repeat(&self, request: Repeat<'_>, ended: &Ended<'_>) -> bool {
         let certainly_not_sent = match ended {
             Ended::Answered(..) => false,
             Ended::Failed(error) => self.was_not_sent(*error),
         };
         certainly_not_sent
-            || matches!(request.method, Method::GET | Method::HEAD)
-            || is_cancel(&request.method, &request.uri)
+            || matches!(*request.method, Method::GET | Method::HEAD)
+            || is_cancel(request.method, request.path)
             || request.extensions.get::<Repeatable>().is_some()
     }
 
@@ -228,8 +245,7 @@ impl Transient {
                 return true;
             }
             // What is behind it may say "unreachable" of a connection that was there and broke.
-            #[cfg(feature = "client")]
-            if cause.is::<hyper_util::client::legacy::Error>() {
+            if clients_word(cause).is_some() {
                 return false;
             }
         }
@@ -248,8 +264,8 @@ impl Transient {
 }
 
 /// `PUT /{owner}/{app}/requests/{id}/cancel`: cancelling twice is cancelling.
-fn is_cancel(method: &Method, uri: &Uri) -> bool {
-    let mut ends_with = uri.path().rsplit('/');
+fn is_cancel(method: &Method, path: &str) -> bool {
+    let mut ends_with = path.rsplit('/');
     *method == Method::PUT
         && ends_with.next() == Some("cancel")
         && ends_with.next().is_some_and(|id| !id.is_empty())
