@@ -197,8 +197,10 @@ pub(crate) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item
         let error: &'a (dyn Error + 'static) = *error;
         // Its `source()` leaves out the error that it was made from.
         #[cfg(feature = "reqwest-middleware")]
-        if let Some(reqwest_middleware::Error::Middleware(error)) = error.downcast_ref() {
-            return Some(error.as_ref());
+        match error.downcast_ref() {
+            Some(reqwest_middleware::Error::Middleware(error)) => return Some(error.as_ref()),
+            Some(reqwest_middleware::Error::Reqwest(error)) => return Some(error),
+            None => {}
         }
         // An `io::Error` names what is behind the error that it wraps, and not that error.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);

@@ -57,6 +57,13 @@ impl<M, P> FalLayer<M, P> {
     }
 }
 
+#[cfg(feature = "reqwest-middleware")]
+impl<M, P> FalLayer<M, P> {
+    pub(crate) fn into_layers(self) -> (FalRetryLayer<M>, FalAuthLayer<P>) {
+        (self.retry, self.auth)
+    }
+}
+
 impl<P> FalLayer<Typed, P> {
     /// Hands refusals on as responses: see [`FalRetryLayer::passthrough`].
     pub fn passthrough(self) -> FalLayer<Passthrough, P> {

@@ -49,7 +49,8 @@
 //! | `transient` | retries of what fails in passing, for requests that may be repeated |
 //! | `client` | `FalClient`: a boxed client over hyper-util, for `State` and struct fields |
 //! | `client-rustls` | `FalClient::rustls` |
-//! | `reqwest-middleware` | `FalAuthError::find` looks into a `reqwest_middleware::Error` |
+//! | `reqwest` | `ReqwestService`: a `reqwest::Client` that the layers fit around |
+//! | `reqwest-middleware` | `FalLayer::reqwest`, and the two middlewares that it is made of |
 //! | `watch` | `CredentialStoreBuilder::watch_files`: a rotated file is seen within milliseconds |
 //! | `signal` | `CredentialStoreBuilder::reload_on_sighup`: SIGHUP asks for a reload (Unix) |
 //! | `dotenv` | `source::DotenvSource`: one variable of a `.env` file |
@@ -78,6 +79,12 @@ mod layer;
 #[cfg_attr(docsrs, doc(cfg(feature = "mock")))]
 pub mod mock;
 pub mod origin;
+#[cfg(feature = "reqwest-middleware")]
+#[cfg_attr(docsrs, doc(cfg(feature = "reqwest-middleware")))]
+pub mod reqwest_plugin;
+#[cfg(feature = "reqwest")]
+#[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
+pub mod reqwest_service;
 #[cfg(feature = "retry")]
 #[cfg_attr(docsrs, doc(cfg(feature = "retry")))]
 pub mod retry;

@@ -133,10 +133,13 @@ impl fmt::Debug for Transient {
 }
 
 /// Whether an error says that there was no connection: refused or unreachable, or with the `client` feature
-/// hyper-util's own word for it which is then the last word.
+/// hyper-util's own word for it and with `reqwest` reqwest's, which is then the last word.
 ///
 /// Without these features it goes by [`io::ErrorKind`] alone. "Unreachable" can, rarely, also be said of a connection
 /// that was there: with hyper-util's client, enable `client`.
+///
+/// reqwest follows redirects by itself, and a connection that fails *behind* a redirect looks the same. fal's API
+/// does not redirect; where something in between does, give reqwest's client `redirect::Policy::none()`.
 #[must_use]
 pub fn connection_failed(error: &(dyn Error + 'static)) -> bool {
     if clients_word(error) == Some(true) {
@@ -155,6 +158,10 @@ pub fn connection_failed(error: &(dyn Error + 'static)) -> bool {
 fn clients_word(error: &(dyn Error + 'static)) -> Option<bool> {
     #[cfg(feature = "client")]
     if let Some(error) = error.downcast_ref::<hyper_util::client::legacy::Error>() {
+        return Some(error.is_connect());
+    }
+    #[cfg(feature = "reqwest")]
+    if let Some(error) = error.downcast_ref::<reqwest::Error>() {
         return Some(error.is_connect());
     }
     None

@@ -14,6 +14,7 @@ mod mock_process;
 mod python;
 mod redirect;
 mod replay;
+mod reqwest_client;
 mod retry;
 #[cfg(unix)]
 mod rotation;

@@ -1,0 +1,187 @@
+//! A [`reqwest::Client`] as a `Service<http::Request<B>>`, for the layers of this crate and all others.
+//!
+//! reqwest's client is a Tower service for requests of its own type only, which no layer for `http` requests fits
+//! around. [`ReqwestService`] translates:
+//!
+//! ```
+//! use bytes::Bytes;
+//! use http::Request;
+//! use http_body_util::Full;
+//! use tower::{ServiceBuilder, ServiceExt as _};
+//! use tower_fal::{CredentialStore, reqwest_service::ReqwestService};
+//!
+//! # async fn call(store: CredentialStore) -> Result<(), Box<dyn std::error::Error>> {
+//! let fal = ServiceBuilder::new()
+//!     .layer(tower_fal::layer(&store))
+//!     .service(ReqwestService::new(reqwest::Client::new()));
+//!
+//! let request = Request::post("https://fal.run/fal-ai/flux/dev").body(Full::new(Bytes::from_static(b"{}")))?;
+//! let response = fal.oneshot(request).await?;
+//! # let _ = response;
+//! # Ok(()) }
+//! ```
+//!
+//! Bodies stream both ways, and their size is passed on. A response's final URL and remote address come with it:
+//! `reqwest::Response::from(response)` has them, and reqwest's ways to read a body as well.
+//!
+//! # Redirects
+//! reqwest follows redirects by itself, up to ten, and takes `authorization` off where one leads to another host,
+//! port or scheme. What a host answers to which a redirect has led is not held against the credential: it reloads
+//! nothing. A request with a body cannot be redirected by 307 or 308, as its body is gone by then. Use
+//! [`redirect::Policy::none`](reqwest::redirect::Policy::none) to see redirects, and tower-http's `FollowRedirect` to
+//! have the origin policy asked on each hop.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Mutex, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, Bytes};
+use http::{Request, Response, Uri};
+use http_body::{Body, Frame, SizeHint};
+use pin_project::pin_project;
+use reqwest::{Client, ResponseBuilderExt as _, Url};
+use tower_service::Service;
+
+use crate::{auth::FromElsewhere, error::BoxError};
+
+type ClientFuture = <Client as Service<reqwest::Request>>::Future;
+
+/// A [`reqwest::Client`] as a `Service<http::Request<B>>`. See the [module docs](self).
+#[derive(Clone, Debug)]
+pub struct ReqwestService {
+    client: Client,
+}
+
+impl ReqwestService {
+    /// The service that sends with this client.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+}
+
+impl From<Client> for ReqwestService {
+    fn from(client: Client) -> Self {
+        Self::new(client)
+    }
+}
+
+impl<B> Service<Request<B>> for ReqwestService
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<reqwest::Body>;
+    type Error = reqwest::Error;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.client.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let asked = request.uri().clone();
+        let inner = match reqwest::Request::try_from(request.map(into_reqwest)) {
+            Ok(request) => Inner::Sent { response: self.client.call(request) },
+            Err(error) => Inner::NotSent { error: Some(error) },
+        };
+        ResponseFuture { inner, asked }
+    }
+}
+
+/// Response future of [`ReqwestService`].
+#[pin_project]
+pub struct ResponseFuture {
+    #[pin]
+    inner: Inner,
+    asked: Uri,
+}
+
+#[pin_project(project = InnerProjection)]
+enum Inner {
+    Sent {
+        #[pin]
+        response: ClientFuture,
+    },
+    /// The URI is not one that reqwest takes.
+    NotSent { error: Option<reqwest::Error> },
+}
+
+impl Future for ResponseFuture {
+    type Output = Result<Response<reqwest::Body>, reqwest::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = match this.inner.project() {
+            InnerProjection::Sent { response } => ready!(response.poll(cx))?,
+            InnerProjection::NotSent { error } => match error.take() {
+                Some(error) => return Poll::Ready(Err(error)),
+                None => return Poll::Pending, // it has said so already
+            },
+        };
+        let elsewhere = is_elsewhere(this.asked, response.url());
+        let mut response = with_url(response);
+        if elsewhere {
+            response.extensions_mut().insert(FromElsewhere);
+        }
+        Poll::Ready(Ok(response))
+    }
+}
+
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+/// Whether an answer comes from another origin than the one that was asked, as a redirect has led there.
+pub(crate) fn is_elsewhere(asked: &Uri, answered: &Url) -> bool {
+    Url::parse(&asked.to_string()).map_or(true, |asked| asked.origin() != answered.origin())
+}
+
+/// The response with its final URL kept, which reqwest's own conversion loses.
+pub(crate) fn with_url(response: reqwest::Response) -> Response<reqwest::Body> {
+    let url = response.url().clone();
+    let mut response = Response::from(response);
+    if let Ok(bearer) = Response::builder().url(url).body(()) {
+        response.extensions_mut().extend(bearer.into_parts().0.extensions);
+    }
+    response
+}
+
+fn into_reqwest<B>(body: B) -> reqwest::Body
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    if body.is_end_stream() {
+        return reqwest::Body::default(); // which a redirect can take along
+    }
+    reqwest::Body::wrap(SyncBody { body: Mutex::new(Box::pin(body)) })
+}
+
+/// A body that is `Sync`, as reqwest wants it. Nobody ever waits for the lock.
+struct SyncBody<B> {
+    body: Mutex<Pin<Box<B>>>,
+}
+
+impl<B: Body> Body for SyncBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let body = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
+        body.as_mut().poll_frame(cx).map_ok(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.lock().unwrap_or_else(PoisonError::into_inner).is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.lock().unwrap_or_else(PoisonError::into_inner).size_hint()
+    }
+}
