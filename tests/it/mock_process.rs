@@ -21,6 +21,8 @@ use tokio::{
     process::{Child, Command},
 };
 
+use crate::support::example;
+
 /// The mock as a process, which ends with this.
 pub(crate) struct MockProcess {
     child: Child,
@@ -34,11 +36,12 @@ impl MockProcess {
     /// Returns once it listens, with one valid key.
     pub(crate) async fn start(key: &str, tls: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut command = example(&["--key", key]);
+        let mut command = example("mock_fal");
+        command.args(["--key", key]);
         if tls {
             command.arg("--tls").arg("--ca-out").arg(directory.path().join("ca.pem"));
         }
-        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).await.unwrap();
         let (fal, control) = line.trim_end().strip_prefix("fal on ").unwrap().split_once(", control on ").unwrap();
@@ -74,17 +77,6 @@ impl MockProcess {
         assert!(Command::new("sh").args(["-c", &kill]).status().await.unwrap().success());
         self.child.wait().await.unwrap().code()
     }
-}
-
-/// The example as the `cargo test` around this test has built it. (To run cargo from a test is to build ring anew: the
-/// environment of a test is not the one that it was built in.)
-fn example(arguments: &[&str]) -> Command {
-    let tests = std::env::current_exe().unwrap();
-    let example = tests.parent().unwrap().with_file_name("examples").join("mock_fal");
-    assert!(example.exists(), "plain `cargo test` builds it, and so does `cargo build --example mock_fal`");
-    let mut command = Command::new(example);
-    command.args(arguments);
-    command
 }
 
 async fn answer(response: http::Response<hyper::body::Incoming>) -> (StatusCode, String) {
@@ -204,11 +196,11 @@ async fn an_option_that_it_does_not_understand_ends_it_with_2_and_no_word_of_wha
         vec!["--tls"],
         vec!["--ca-out", "ca.pem"],
     ] {
-        let output = example(&arguments).output().await.unwrap();
+        let output = example("mock_fal").args(&arguments).output().await.unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{told}");
         assert!(told.ends_with("See --help.\n") && !told.contains("hush"), "{told}");
     }
-    let help = example(&["--help"]).output().await.unwrap();
+    let help = example("mock_fal").arg("--help").output().await.unwrap();
     assert!(help.status.success() && help.stdout.starts_with(b"A fal on this machine"));
 }
