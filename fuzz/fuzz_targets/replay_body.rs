@@ -16,12 +16,14 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use libfuzzer_sys::fuzz_target;
 
-use self::replay_body::{Replay, ReplayBody, ReplayMemory};
+use self::retry::replay_body::{Replay, ReplayBody, ReplayMemory};
 
 // It is private: the source itself is compiled here, so that the crate need not show it to anyone.
 #[allow(dead_code, unreachable_pub)]
-#[path = "../../src/retry/replay_body.rs"]
-mod replay_body;
+#[path = "../../src/retry"]
+mod retry {
+    pub(crate) mod replay_body;
+}
 
 // What that source uses of the crate.
 mod error {
