@@ -20,7 +20,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
@@ -36,7 +36,7 @@ use crate::{
     error::{BoxError, FalAuthError},
     layer::FalLayer,
     origin::OriginPolicy,
-    retry::{ReplayBody, Typed},
+    retry::{ReplayBody, Typed, into_bytes},
 };
 
 /// The body of a [`FalClient`]'s response, whichever service is inside.
@@ -124,10 +124,6 @@ impl<B: Send + 'static> FalClient<B> {
         });
         Self { inner: BoxCloneSyncService::new(boxed.map_err(FalAuthError::from_inner)) }
     }
-}
-
-fn into_bytes(mut data: impl Buf) -> Bytes {
-    data.copy_to_bytes(data.remaining()) // no copy if it is `Bytes` already
 }
 
 impl<B> Service<Request<B>> for FalClient<B> {

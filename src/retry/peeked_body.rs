@@ -6,10 +6,12 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use pin_project::pin_project;
+
+use super::replay_body::into_bytes;
 
 /// How much of a refusal's body is looked at, in bytes.
 pub(crate) const MAX_PEEK: usize = 16 * 1024;
@@ -94,10 +96,6 @@ impl<R: Body> Peeked<R> {
     pub(crate) fn drop_rest(&mut self) {
         self.rest = None;
     }
-}
-
-fn into_bytes(mut data: impl Buf) -> Bytes {
-    data.copy_to_bytes(data.remaining()) // no copy if it is `Bytes` already
 }
 
 impl<R: Body> Body for PeekedBody<R> {

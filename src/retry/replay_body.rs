@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
@@ -252,8 +252,8 @@ where
             }
         };
         let frame = match frame.into_data() {
-            Ok(mut data) => {
-                let data = data.copy_to_bytes(data.remaining()); // no copy if it is `Bytes` already
+            Ok(data) => {
+                let data = into_bytes(data);
                 self.sent += data.len() as u64;
                 self.kept.keep(&data);
                 Frame::data(data)
@@ -464,6 +464,11 @@ impl fmt::Display for BrokenOff {
 }
 
 impl Error for BrokenOff {}
+
+/// Without a copy if it is `Bytes` already.
+pub(crate) fn into_bytes(mut data: impl Buf) -> Bytes {
+    data.copy_to_bytes(data.remaining())
+}
 
 fn slot<B>(upload: Upload<B>) -> Slot<B> {
     Arc::new(Mutex::new(Some(upload)))
