@@ -172,8 +172,8 @@ impl FalRetryLayer {
 }
 
 impl<M> FalRetryLayer<M> {
-    /// How much of a request's body is kept so that it can be sent again, in bytes. Default: 256 KiB. A longer body is
-    /// sent once, as a stream.
+    /// How much of a request's body is kept so that it can be sent again, its trailers included, in bytes. Default:
+    /// 256 KiB. A longer body is sent once, as a stream.
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.rules.max_body = bytes;
         self

@@ -22,7 +22,9 @@ use crate::{error::BoxError, events};
 /// complete body. Trailers and the size hint are the same each time, so the framing is too.
 ///
 /// Nothing is copied for a body of one piece, such as `Full<Bytes>`; an empty body is not even shared. What is longer
-/// than the layer's [`max_body`](super::FalRetryLayer::max_body) is streamed and not kept.
+/// than the layer's [`max_body`](super::FalRetryLayer::max_body) is streamed and not kept; trailers count as part of it.
+/// A first piece that is a slice of a larger buffer keeps the whole buffer alive, and only the slice is counted: `Bytes`
+/// does not tell. Where that matters, let the body begin with a copy of it.
 ///
 /// `B` must be `Unpin`, as hyper-util's client wants it anyway; `Box::pin` makes any body so.
 pub struct ReplayBody<B> {
@@ -305,8 +307,7 @@ impl Kept {
         if !self.keeping || data.is_empty() {
             return;
         }
-        let fits = (self.reserved.bytes as u64).saturating_add(data.len() as u64) <= self.most;
-        if !fits || !self.reserved.grow(data.len()) {
+        if !self.reserve(data.len()) {
             self.give_up();
         } else if self.first.is_none() {
             self.first = Some(data.clone());
@@ -317,10 +318,21 @@ impl Kept {
     }
 
     fn keep_trailers(&mut self, trailers: &HeaderMap) {
-        if self.keeping {
+        if !self.keeping {
+            return;
+        }
+        if self.reserve(weight(trailers)) {
             self.more.get_or_insert_default().trailers = Some(trailers.clone());
             self.trailers_given = true;
+        } else {
+            self.give_up();
         }
+    }
+
+    /// Whether there is room for so many bytes more: within one body, and among all of them.
+    fn reserve(&mut self, bytes: usize) -> bool {
+        let fits = (self.reserved.bytes as u64).saturating_add(bytes as u64) <= self.most;
+        fits && self.reserved.grow(bytes)
     }
 
     fn sealed(&self) -> &[Bytes] {
@@ -468,6 +480,11 @@ impl Error for BrokenOff {}
 /// Without a copy if it is `Bytes` already.
 pub(crate) fn into_bytes(mut data: impl Buf) -> Bytes {
     data.copy_to_bytes(data.remaining())
+}
+
+/// What trailers take up in memory, as HTTP/2 reckons it: 32 bytes for each, beside its name and its value.
+fn weight(trailers: &HeaderMap) -> usize {
+    trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
 }
 
 fn slot<B>(upload: Upload<B>) -> Slot<B> {

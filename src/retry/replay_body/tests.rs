@@ -176,6 +176,12 @@ impl Seen {
         }
     }
 
+    /// What keeping it takes.
+    fn length(&self) -> usize {
+        let trailers = self.trailers.iter().flatten().map(|(_, value)| "x-checksum".len() + value.len() + 32);
+        self.bytes.len() + trailers.sum::<usize>()
+    }
+
     fn is_start_of(&self, whole: &Self) -> bool {
         whole.bytes.starts_with(&self.bytes)
             && (self.size, self.is_nothing) == (whole.size, whole.is_nothing)
@@ -239,7 +245,7 @@ proptest! {
             seen.read(&mut attempt, polls);
             prop_assert!(seen.is_start_of(&plain), "{seen:?} of {plain:?}");
 
-            longest = longest.max(seen.bytes.len());
+            longest = longest.max(seen.length());
             let is_kept = longest == 0 || !too_long && longest as u64 <= most;
             let possible = is_kept && seen.ended != Some(Ended::Failed);
             prop_assert_eq!(replay.is_possible(), possible);
@@ -282,9 +288,9 @@ proptest! {
             prop_assert!(!replay.is_possible());
             prop_assert!(replay.start_over().is_none());
         }
-        let kept = before.bytes.len();
+        let kept = before.length();
         while seen.ended.is_none() && !seen.is_nothing {
-            let is_given = seen.bytes.len() >= kept && (before.trailers.is_none() || seen.trailers.is_some());
+            let is_given = seen.length() >= kept;
             prop_assert_eq!(memory.used(), if is_given { 0 } else { kept });
             seen.read(&mut attempt, 1);
         }
@@ -487,6 +493,33 @@ fn trailers_are_the_last_of_every_attempt() {
     seen.read(&mut first, usize::MAX);
     assert_eq!((&*seen.bytes, &seen.trailers), (&b"a"[..], &Some(trailers(1))));
     assert_eq!(Seen::all_of(replay.start_over().unwrap()), seen);
+}
+
+#[test]
+fn trailers_count_as_part_of_the_body() {
+    // A byte, and `x-checksum: 1` with 32 bytes for itself.
+    for (most, possible) in [(43, false), (44, true)] {
+        let memory = memory();
+        let script = Script::new([Step::Data(b"a".into()), Step::Trailers(1)]);
+        let (mut body, mut replay) = ReplayBody::new(script, most, &memory);
+        let mut seen = Seen::before(&body);
+        seen.read(&mut body, usize::MAX);
+        assert_eq!(seen.trailers, Some(trailers(1)));
+        assert_eq!(memory.used(), if possible { 44 } else { 0 });
+        assert_eq!(replay.start_over().is_some(), possible, "{most}");
+    }
+}
+
+#[test]
+fn trailers_for_which_no_memory_is_left_are_sent_and_not_kept() {
+    let memory = Arc::new(ReplayMemory::new(43));
+    let script = Script::new([Step::Data(b"a".into()), Step::Trailers(1)]);
+    let (mut body, replay) = ReplayBody::new(script, u64::MAX, &memory);
+    let mut seen = Seen::before(&body);
+    seen.read(&mut body, usize::MAX);
+    assert_eq!((seen.ended, seen.trailers), (Some(Ended::Complete), Some(trailers(1))));
+    assert!(!replay.is_possible());
+    assert_eq!((memory.used(), memory.refused()), (0, 1));
 }
 
 #[test]
