@@ -44,8 +44,10 @@ const MOST_READS: u32 = 10;
 /// is read again until it stands still; still, half a secret cannot be told from a short one, so whoever writes the
 /// file had better write another one and rename it.
 ///
-/// In Kubernetes **mount the Secret as a directory** and name the file inside. A `subPath` mount keeps showing the
-/// file as it was when the pod started.
+/// **Mount the directory** and name the file in it. A mount of the file alone, such as Kubernetes' `subPath` or a secret
+/// of Docker Compose, keeps showing the very file that was there when the container started: it sees what is written
+/// into that one, and nothing of another one that takes its place, which is how kubelet and most tools rotate. The
+/// README has a table of what rotates in place.
 ///
 /// At most 64 KiB are read, off the runtime's threads. (A read that hangs, on a dead network mount, holds one of them,
 /// and with it the end of the runtime: use `Runtime::shutdown_timeout` where that can happen.) A path is an obligation: a missing file is an error, never

@@ -16,6 +16,8 @@ mod redirect;
 mod replay;
 mod reqwest_client;
 mod retry;
+#[cfg(target_os = "linux")]
+mod rotates_in_place;
 #[cfg(unix)]
 mod rotation;
 #[cfg(unix)]
