@@ -45,6 +45,8 @@ use self::{
     driver::{Driver, Hints, Schedule},
     shared::{Clock, DriverLink, Finished, Past, Shared},
 };
+#[cfg(feature = "retry")]
+use crate::error::Reason;
 use crate::{
     credential::Credential,
     error::SourceError,
@@ -63,10 +65,13 @@ mod watch;
 pub(crate) use self::slot::Hint;
 pub use self::{
     slot::Snapshot,
-    status::{DriverState, Status},
+    status::{Degraded, DriverState, LastRefusal, Status},
 };
 pub use crate::{error::ReloadError, generation::Generation};
 
+const DEFAULT_NAME: &str = "default";
+/// The longest name of a store, in bytes. It ends up in logs and labels.
+const MAX_NAME_LEN: usize = 64;
 const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// So long before whoever waits gives up, the source is asked once more, even during a cool-down.
 #[cfg(feature = "retry")]
@@ -83,6 +88,7 @@ impl CredentialStore {
     /// A store that follows a source. See the [module docs](self) for an example.
     pub fn builder(source: impl CredentialSource) -> CredentialStoreBuilder {
         CredentialStoreBuilder {
+            name: DEFAULT_NAME.into(),
             source: BoxSource::new(source),
             load_timeout: DEFAULT_LOAD_TIMEOUT,
             refresh_before: DEFAULT_REFRESH_BEFORE,
@@ -126,7 +132,8 @@ impl CredentialStore {
     #[must_use]
     pub fn fixed(credential: Credential) -> Self {
         let source = credential.source_arc().map_or_else(|| "fixed".into(), Arc::clone);
-        Self { shared: Arc::new(Shared::new(credential, source, None, Arc::new(SystemTime::now))) }
+        let shared = Shared::new(DEFAULT_NAME.into(), credential, source, None, Arc::new(SystemTime::now));
+        Self { shared: Arc::new(shared) }
     }
 
     /// The current credential, for one request: no lock, no await, no allocation.
@@ -214,7 +221,8 @@ impl CredentialStore {
         self.shared.status().borrow().clone()
     }
 
-    /// Follows the [`status`](Self::status): each rotation, failure and recovery.
+    /// Follows the [`status`](Self::status): each rotation, failure and recovery, and the first [refusal](LastRefusal)
+    /// of many.
     ///
     /// ```no_run
     /// # async fn example(store: tower_fal::CredentialStore) {
@@ -245,9 +253,9 @@ impl CredentialStore {
         self.shared.previous(overlap)
     }
 
-    /// Fal has refused this credential.
-    pub(crate) fn note_refused(&self, generation: Generation) {
-        self.shared.note_refused(generation);
+    /// fal, or the application behind it, has refused this credential.
+    pub(crate) fn note_refused(&self, generation: Generation, reason: Reason) {
+        self.shared.note_refused(generation, reason);
     }
 
     /// Has the driver look for a newer credential than this one, as [`reload_past`](Self::reload_past), but does not
@@ -342,6 +350,7 @@ impl fmt::Debug for CredentialStore {
 /// Options of a [`CredentialStore`] that follows a source.
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct CredentialStoreBuilder {
+    name: Arc<str>,
     source: BoxSource,
     load_timeout: Duration,
     refresh_before: Duration,
@@ -353,6 +362,16 @@ pub struct CredentialStoreBuilder {
 }
 
 impl CredentialStoreBuilder {
+    /// What to call the store in its [`Status`], and in the `store` label of its metrics. Default: `default`, which is
+    /// also what [`fixed`](CredentialStore::fixed) stores are called. At most 64 bytes, none of them control
+    /// characters.
+    ///
+    /// A process with several stores gives each a name of its own, or nobody can tell their metrics apart.
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.name = name.into();
+        self
+    }
+
     /// How long one load may take. Default: 10 s. It has nothing to do with the time-outs of requests, which never
     /// wait for a load while there is a credential.
     pub fn load_timeout(mut self, limit: Duration) -> Self {
@@ -432,13 +451,18 @@ impl CredentialStoreBuilder {
     ///
     /// # Errors
     /// When the source has no credential, fails, panics or takes longer than the
-    /// [load time-out](Self::load_timeout); outside a Tokio runtime; and when SIGHUP is wanted and cannot be had.
+    /// [load time-out](Self::load_timeout); outside a Tokio runtime; when SIGHUP is wanted and cannot be had; and when
+    /// the [name](Self::name) is empty, too long or not printable.
     ///
     /// # Panics
     /// On a Tokio runtime whose timer is not enabled, or, when SIGHUP is wanted, its I/O.
     pub async fn build(self) -> Result<CredentialStore, SourceError> {
-        let Self { source, load_timeout, refresh_before, clock, .. } = self;
+        let Self { name, source, load_timeout, refresh_before, clock, .. } = self;
         let source_name: Arc<str> = source.name().into();
+        if name.is_empty() || name.len() > MAX_NAME_LEN || name.chars().any(char::is_control) {
+            let hint = "the name of a store has 1 to 64 bytes and no control characters: see `name` of its builder";
+            return Err(SourceError::new(source_name, hint));
+        }
         if tokio::runtime::Handle::try_current().is_err() {
             let hint = "a store that reloads needs a Tokio runtime: build it inside one, or use `from_env` or `fixed`";
             return Err(SourceError::new(source_name, hint));
@@ -465,7 +489,7 @@ impl CredentialStoreBuilder {
         #[cfg(all(feature = "signal", unix))]
         let until_driver_ends = finished.clone();
         let link = DriverLink { wanted, finished };
-        let shared = Arc::new(Shared::new(first, first_source, Some(link), Arc::clone(&clock)));
+        let shared = Arc::new(Shared::new(name, first, first_source, Some(link), Arc::clone(&clock)));
         let driver = Driver {
             schedule: Schedule::new(refresh_before, driver::poll_interval(&source, false), clock),
             source,
@@ -488,6 +512,7 @@ impl CredentialStoreBuilder {
 impl fmt::Debug for CredentialStoreBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CredentialStoreBuilder")
+            .field("name", &self.name)
             .field("source", &self.source)
             .field("load_timeout", &self.load_timeout)
             .field("refresh_before", &self.refresh_before)

@@ -111,13 +111,8 @@ impl Judge {
         let Answer { status, headers, body, sent_with, newest, replayable, replayed } = answer;
         let read = classify(status, headers, &body, Some(sent_with.credential()));
         let refused_by_fal = status == StatusCode::UNAUTHORIZED && read.reason != Reason::Application;
-        // Only what says that fal does not know the key: any other 401, for one app that nobody may use, must not take
-        // the way back from everybody else.
-        if let (Some(store), Some(generation)) = (&self.store, sent_with.generation())
-            && status == StatusCode::UNAUTHORIZED
-            && read.reason == Reason::UnknownCredential
-        {
-            store.note_refused(generation);
+        if let (Some(store), Some(generation)) = (&self.store, sent_with.generation()) {
+            store.note_refused(generation, read.reason);
         }
         // That the one before the newest does not work either is no news. Any other answer is about the one that it
         // was given to.

@@ -11,6 +11,8 @@ use super::{
     slot::{Hint, Slot, Snapshot},
     status::{DriverState, Status},
 };
+#[cfg(feature = "retry")]
+use crate::error::Reason;
 use crate::{credential::Credential, error::SourceError, events, generation::Generation};
 
 /// Where the wall clock is read; handed in, so that a test can stop it.
@@ -111,11 +113,17 @@ pub(super) enum Past {
 }
 
 impl Shared {
-    pub(super) fn new(first: Credential, source: Arc<str>, driver: Option<DriverLink>, clock: Clock) -> Self {
+    pub(super) fn new(
+        name: Arc<str>,
+        first: Credential,
+        source: Arc<str>,
+        driver: Option<DriverLink>,
+        clock: Clock,
+    ) -> Self {
         let state = if driver.is_some() { DriverState::Running } else { DriverState::Absent };
         let snapshot = Snapshot::new(first.clone(), Generation::FIRST, source);
         Self {
-            status: watch::Sender::new(Status::new(&snapshot, clock(), state)),
+            status: watch::Sender::new(Status::new(name, &snapshot, &clock, state)),
             slot: Slot::new(snapshot),
             // Where there is no source, a credential that was replaced should not be kept any longer.
             writer: Mutex::new(Writer { brought: driver.is_some().then_some(first), ..Writer::default() }),
@@ -272,14 +280,7 @@ impl Shared {
         writer.previous = (is_way_back && !writer.overlap.is_zero())
             .then(|| Previous { snapshot: current.clone(), replaced_at: Instant::now() });
         self.slot.publish(next.clone());
-        self.status.send_modify(|status| {
-            *status = Status {
-                last_error: status.last_error.take(),
-                consecutive_failures: status.consecutive_failures,
-                checked_at: status.checked_at,
-                ..Status::new(&next, self.now(), status.driver)
-            };
-        });
+        self.status.send_modify(|status| *status = status.rotated(&next));
         next
     }
 
@@ -312,10 +313,19 @@ impl Shared {
     }
 
     #[cfg(feature = "retry")]
-    pub(super) fn note_refused(&self, generation: Generation) {
+    pub(super) fn note_refused(&self, generation: Generation, reason: Reason) {
         let mut writer = self.writer();
+        let is_current = self.slot.load().generation() == generation;
+        if is_current {
+            self.status.send_if_modified(|status| status.note_refusal(reason));
+        }
+        // Only what says that fal does not know the key: any other 401, for one app that nobody may use, must not take
+        // the way back from everybody else.
+        if reason != Reason::UnknownCredential {
+            return;
+        }
         // As long as there is a way back from it, it may only be early: fal does not know it yet.
-        if self.slot.load().generation() == generation && writer.previous.is_none() {
+        if is_current && writer.previous.is_none() {
             writer.refused_at = Some(Instant::now());
         }
         if writer.previous.as_ref().is_some_and(|previous| previous.snapshot.generation() == generation) {

@@ -1,32 +1,64 @@
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use super::slot::Snapshot;
+use serde::{Serialize, Serializer};
+
+use super::{shared::Clock, slot::Snapshot};
 use crate::{
     credential::{KeyId, Scheme},
-    error::SourceError,
+    error::{Reason, SourceError, report},
     generation::Generation,
 };
 
+/// So long after the last refusal a store counts as refused. The hot path tells nobody that a request went well.
+const REFUSAL_STANDS: Duration = Duration::from_secs(60);
+
 /// What a store holds and how its source fares, without the secret.
 ///
-/// For a readiness probe: a store always holds a credential, so a source in trouble is no reason to take a server out
-/// of service. It is a reason to tell somebody:
+/// # For a readiness probe
+/// A store always holds a credential, so a source in trouble, a refused key and a locked account are no reason to take
+/// a server out of service: a bad Secret would take out all of its replicas at once. They are a reason to tell
+/// somebody. Hence [`is_ready`](Self::is_ready) and [`degraded`](Self::degraded). Whether the server is about to shut
+/// down, only the server knows:
 ///
 /// ```
 /// # use tower_fal::CredentialStore;
-/// fn health(store: &CredentialStore) -> (u16, String) {
+/// /// The answer to `GET /readyz`: a status and a body.
+/// fn readyz(store: &CredentialStore, draining: bool) -> Result<(u16, String), serde_json::Error> {
 ///     let status = store.status();
-///     match status.last_error {
-///         None => (200, format!("ok, key {:?} from {}", status.key_id, status.source)),
-///         Some(error) => (200, format!("degraded, {} failures: {error}", status.consecutive_failures)),
-///     }
+///     let code = if status.is_ready() && !draining { 200 } else { 503 };
+///     Ok((code, serde_json::to_string(&status)?))
 /// }
 /// # let store = CredentialStore::fixed(tower_fal::Credential::key("id:secret").unwrap());
-/// # assert_eq!(health(&store).0, 200);
+/// # let (code, body) = readyz(&store, false).unwrap();
+/// # assert!(code == 200 && body.starts_with(r#"{"ready":true,"degraded":[],"store":"default","generation":1,"#));
+/// # assert_eq!(readyz(&store, true).unwrap().0, 503);
 /// ```
+///
+/// # As JSON
+/// It serialises as one flat object, whose names do not change:
+///
+/// | name | value |
+/// |---|---|
+/// | `ready` | [`is_ready`](Self::is_ready) |
+/// | `degraded` | an array of the [names](Degraded::as_str) of what is [`degraded`](Self::degraded), empty if all is well |
+/// | `store`, `source` | text |
+/// | `generation`, `consecutive_failures` | numbers |
+/// | `scheme` | `"Key"` or `"Bearer"` |
+/// | `key_id` | text, or `null` for a login's token |
+/// | `loaded_at`, `checked_at`, `expires_at` | whole seconds since 1970; `expires_at` may be `null` |
+/// | `last_error` | the error and its causes in one line, or `null` |
+/// | `driver` | the [name](DriverState::as_str) of its state |
+///
+/// The secret is not in it. It names the key id, and paths on this machine: show it to those who run the server.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
+    /// What the store is [called](super::CredentialStoreBuilder::name).
+    pub store: Arc<str>,
     /// Which of the store's credentials is the current one.
     pub generation: Generation,
     /// Where it was found, such as `env:FAL_KEY` or `file:/run/secrets/fal_key`.
@@ -47,6 +79,220 @@ pub struct Status {
     pub consecutive_failures: u32,
     /// Whether somebody keeps the credential current.
     pub driver: DriverState,
+    /// The last refusal of the current credential.
+    refused: Option<LastRefusal>,
+    /// The last time that its account was locked.
+    locked: Option<LastRefusal>,
+    clock: Now,
+}
+
+impl Status {
+    /// Whether the store holds a usable credential: any, but for a token that has expired.
+    ///
+    /// A server is ready when this is so and it is not about to shut down. What is [`degraded`](Self::degraded) does
+    /// not matter here.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.expires_at.is_none_or(|expiry| expiry > self.clock.now())
+    }
+
+    /// What somebody should look at.
+    ///
+    /// ```
+    /// # use tower_fal::{Credential, CredentialStore, store::Degraded};
+    /// let store = CredentialStore::fixed(Credential::key("id:secret")?);
+    /// assert_eq!(store.status().degraded().map(Degraded::as_str).collect::<Vec<_>>(), [""; 0]);
+    /// # Ok::<(), tower_fal::CredentialError>(())
+    /// ```
+    pub fn degraded(&self) -> impl Iterator<Item = Degraded> + '_ {
+        let now = self.clock.now();
+        let stands = |refusal: Option<LastRefusal>| refusal.is_some_and(|refusal| refusal.stands_at(now));
+        let found = [
+            (!self.is_ready()).then_some(Degraded::Expired),
+            (self.consecutive_failures > 0).then_some(Degraded::ReloadFailing),
+            stands(self.refused).then_some(Degraded::Refused),
+            stands(self.locked).then_some(Degraded::AccountLocked),
+            (self.driver == DriverState::Ended).then_some(Degraded::DriverEnded),
+        ];
+        found.into_iter().flatten()
+    }
+
+    /// The last [refusal](LastRefusal) that says something about the current credential, if it still stands: there
+    /// was one within 60 s.
+    #[must_use]
+    pub fn last_refusal(&self) -> Option<LastRefusal> {
+        let now = self.clock.now();
+        [self.refused, self.locked]
+            .into_iter()
+            .flatten()
+            .filter(|refusal| refusal.stands_at(now))
+            .max_by_key(|refusal| refusal.at)
+    }
+
+    pub(super) fn new(store: Arc<str>, snapshot: &Snapshot, clock: &Clock, driver: DriverState) -> Self {
+        let credential = snapshot.credential();
+        let now = clock();
+        Self {
+            store,
+            generation: snapshot.generation(),
+            source: Arc::clone(snapshot.source_arc()),
+            scheme: credential.scheme(),
+            key_id: credential.key_id().cloned(),
+            loaded_at: now,
+            checked_at: now,
+            expires_at: credential.expires_at(),
+            last_error: None,
+            consecutive_failures: 0,
+            driver,
+            refused: None,
+            locked: None,
+            clock: Now(Arc::clone(clock)),
+        }
+    }
+
+    /// The same store with its next credential.
+    pub(super) fn rotated(&self, next: &Snapshot) -> Self {
+        Self {
+            last_error: self.last_error.clone(),
+            consecutive_failures: self.consecutive_failures,
+            checked_at: self.checked_at,
+            // The next key is most likely of the same account.
+            locked: self.locked,
+            ..Self::new(Arc::clone(&self.store), next, &self.clock.0, self.driver)
+        }
+    }
+
+    /// Notes that fal has refused the current credential; returns whether that is news to somebody who looks.
+    ///
+    /// There may be thousands of refusals a second.
+    #[cfg(feature = "retry")]
+    pub(super) fn note_refusal(&mut self, reason: Reason) -> bool {
+        let last = match reason {
+            Reason::UnknownCredential
+            | Reason::MalformedCredential
+            | Reason::MissingCredential
+            | Reason::WrongScheme => &mut self.refused,
+            Reason::AccountLocked(_) => &mut self.locked,
+            // They are about one app, or one call.
+            Reason::InsufficientPermissions | Reason::AccessDenied | Reason::Application | Reason::Unknown => {
+                return false;
+            }
+        };
+        let at = self.clock.now();
+        let stood = last.replace(LastRefusal { reason, at }).is_some_and(|refusal| refusal.stands_at(at));
+        !stood
+    }
+}
+
+impl Serialize for Status {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let seconds = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let body = Body {
+            ready: self.is_ready(),
+            degraded: self.degraded().map(Degraded::as_str).collect(),
+            store: &self.store,
+            generation: self.generation.get(),
+            source: &self.source,
+            scheme: self.scheme.as_str(),
+            key_id: self.key_id.as_ref().map(KeyId::as_str),
+            loaded_at: seconds(self.loaded_at),
+            checked_at: seconds(self.checked_at),
+            expires_at: self.expires_at.map(seconds),
+            last_error: self.last_error.as_ref().map(|error| report(error)),
+            consecutive_failures: self.consecutive_failures,
+            driver: self.driver.as_str(),
+        };
+        body.serialize(serializer)
+    }
+}
+
+/// A [`Status`] as it is serialised.
+#[derive(Serialize)]
+struct Body<'a> {
+    ready: bool,
+    degraded: Vec<&'static str>,
+    store: &'a str,
+    generation: u64,
+    source: &'a str,
+    scheme: &'static str,
+    key_id: Option<&'a str>,
+    loaded_at: u64,
+    checked_at: u64,
+    expires_at: Option<u64>,
+    last_error: Option<String>,
+    consecutive_failures: u32,
+    driver: &'static str,
+}
+
+/// What is not as it should be with a store, in the order in which [`Status::degraded`] lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Degraded {
+    /// The current credential is a token that has expired. The one that keeps a store from being ready.
+    Expired,
+    /// The last load failed: see [`Status::last_error`]. The credential is the last good one.
+    ReloadFailing,
+    /// fal refused the current credential with a 401, within the last 60 s. Not for an application's own 401, nor for
+    /// one that it gives no known reason for. It ends with a rotation, too.
+    ///
+    /// Only `FalRetry` (feature `retry`) reads the answers, so without it nobody notices.
+    Refused,
+    /// fal said within the last 60 s that the account is locked. It does not end with a rotation: another key of this
+    /// account would not help. Noticed as [`Refused`](Self::Refused).
+    AccountLocked,
+    /// The runtime on which the store was built has ended: the credential will not be rotated any more.
+    DriverEnded,
+}
+
+impl Degraded {
+    /// A short name that does not change, for logs and readiness bodies.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::ReloadFailing => "reload_failing",
+            Self::Refused => "refused",
+            Self::AccountLocked => "account_locked",
+            Self::DriverEnded => "driver_ended",
+        }
+    }
+}
+
+/// When fal last refused the current credential, and why.
+///
+/// It is renewed with each refusal; of these, only one that changes what is [`degraded`](Status::degraded) wakes those
+/// who [`subscribe`](super::CredentialStore::subscribe). Nor are they woken when it lapses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LastRefusal {
+    /// Why.
+    pub reason: Reason,
+    /// When.
+    pub at: SystemTime,
+}
+
+impl LastRefusal {
+    /// A clock that was set back is no reason to stand for longer.
+    fn stands_at(self, now: SystemTime) -> bool {
+        let apart = now.duration_since(self.at).unwrap_or_else(|ahead| ahead.duration());
+        apart < REFUSAL_STANDS
+    }
+}
+
+/// The store's clock, with a `Debug`.
+#[derive(Clone)]
+struct Now(Clock);
+
+impl Now {
+    fn now(&self) -> SystemTime {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Now {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.now().fmt(f)
+    }
 }
 
 /// Whether a store is kept current.
@@ -61,20 +307,14 @@ pub enum DriverState {
     Ended,
 }
 
-impl Status {
-    pub(super) fn new(snapshot: &Snapshot, now: SystemTime, driver: DriverState) -> Self {
-        let credential = snapshot.credential();
-        Self {
-            generation: snapshot.generation(),
-            source: Arc::clone(snapshot.source_arc()),
-            scheme: credential.scheme(),
-            key_id: credential.key_id().cloned(),
-            loaded_at: now,
-            checked_at: now,
-            expires_at: credential.expires_at(),
-            last_error: None,
-            consecutive_failures: 0,
-            driver,
+impl DriverState {
+    /// A short name that does not change, for logs and readiness bodies.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Running => "running",
+            Self::Ended => "ended",
         }
     }
 }

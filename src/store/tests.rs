@@ -15,7 +15,10 @@ use super::{
     shared::{exponential, jittered},
     *,
 };
-use crate::{error::SourceErrorKind, source::from_fn_with};
+use crate::{
+    error::{LockReason, SourceErrorKind},
+    source::from_fn_with,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -312,4 +315,175 @@ fn waits_neither_spin_nor_overflow() {
     }
     assert!(jittered(Duration::ZERO) >= Duration::from_micros(800));
     assert!(Instant::now().checked_add(jittered(Duration::MAX)).is_some());
+}
+
+/// A wall clock that stands still until somebody moves it.
+#[derive(Clone)]
+struct StoppedClock(Arc<AtomicU64>);
+
+impl StoppedClock {
+    const START: u64 = 1_800_000_000;
+
+    fn new() -> Self {
+        Self(Arc::new(AtomicU64::new(Self::START)))
+    }
+
+    fn set(&self, seconds: u64) {
+        self.0.store(seconds, Ordering::SeqCst);
+    }
+
+    fn forward(&self, seconds: u64) {
+        self.0.fetch_add(seconds, Ordering::SeqCst);
+    }
+
+    fn clock(&self) -> Clock {
+        let seconds = Arc::clone(&self.0);
+        Arc::new(move || SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.load(Ordering::SeqCst)))
+    }
+}
+
+/// What the store of the next tests is asked for, and its clock.
+async fn observed(first: Credential) -> (CredentialStore, Arc<Mutex<Option<Credential>>>, StoppedClock) {
+    let brings = Arc::new(Mutex::new(Some(first)));
+    let source = from_fn_with("vault", None, Arc::clone(&brings), async |brings: Arc<Mutex<_>>| {
+        Ok::<_, SourceError>(brings.lock().unwrap().clone())
+    });
+    let clock = StoppedClock::new();
+    let builder = CredentialStore::builder(source).name("house").clock(clock.clock());
+    (builder.build().await.unwrap(), brings, clock)
+}
+
+fn json(store: &CredentialStore) -> String {
+    serde_json::to_string(&store.status()).unwrap()
+}
+
+#[test]
+fn a_status_as_json_in_each_state() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let store = runtime.block_on(async {
+        let (store, brings, clock) = observed(Credential::key("first:secret").unwrap()).await;
+        assert_eq!(
+            json(&store),
+            r#"{"ready":true,"degraded":[],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":null,"consecutive_failures":0,"driver":"running"}"#
+        );
+
+        clock.forward(10);
+        *brings.lock().unwrap() = None;
+        for _ in 0..2 {
+            store.reload().await.unwrap_err();
+        }
+        assert_eq!(
+            json(&store),
+            r#"{"ready":true,"degraded":["reload_failing"],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":"vault: has no credential any more","consecutive_failures":2,"driver":"running"}"#
+        );
+
+        store.note_refused(store.generation(), Reason::UnknownCredential);
+        store.note_refused(store.generation(), Reason::AccountLocked(LockReason::TopUp));
+        assert_eq!(
+            json(&store),
+            r#"{"ready":true,"degraded":["reload_failing","refused","account_locked"],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":"vault: has no credential any more","consecutive_failures":2,"driver":"running"}"#
+        );
+
+        clock.forward(90);
+        *brings.lock().unwrap() = Some(token(1, (clock.clock())() + HOUR));
+        store.reload().await.unwrap();
+        assert_eq!(
+            json(&store),
+            r#"{"ready":true,"degraded":[],"store":"house","generation":2,"source":"vault","scheme":"Bearer","key_id":null,"loaded_at":1800000100,"checked_at":1800000100,"expires_at":1800003700,"last_error":null,"consecutive_failures":0,"driver":"running"}"#
+        );
+        clock.set(StoppedClock::START + 3699);
+        assert!(store.status().is_ready());
+        clock.forward(1);
+        assert_eq!(
+            json(&store),
+            r#"{"ready":false,"degraded":["expired"],"store":"house","generation":2,"source":"vault","scheme":"Bearer","key_id":null,"loaded_at":1800000100,"checked_at":1800000100,"expires_at":1800003700,"last_error":null,"consecutive_failures":0,"driver":"running"}"#
+        );
+        store.replace(Credential::key("second:secret").unwrap());
+        store
+    });
+    drop(runtime);
+    assert_eq!(
+        json(&store),
+        r#"{"ready":true,"degraded":["driver_ended"],"store":"house","generation":3,"source":"replaced","scheme":"Key","key_id":"second","loaded_at":1800003700,"checked_at":1800000100,"expires_at":null,"last_error":null,"consecutive_failures":0,"driver":"ended"}"#
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_stands_for_a_minute_and_for_its_own_credential() {
+    let (store, _, clock) = observed(Credential::key("first:secret").unwrap()).await;
+    let degraded = || store.status().degraded().collect::<Vec<_>>();
+    let first = store.generation();
+    store.note_refused(first, Reason::WrongScheme);
+    clock.forward(59);
+    store.note_refused(first, Reason::MissingCredential);
+    clock.forward(59);
+    assert_eq!(degraded(), [Degraded::Refused]);
+    let last = store.status().last_refusal().unwrap();
+    assert_eq!((last.reason, last.at), (Reason::MissingCredential, (clock.clock())() - 59 * SECOND));
+    clock.forward(1);
+    assert_eq!((degraded(), store.status().last_refusal()), (vec![], None));
+
+    // One that is about a single app says nothing about the credential.
+    for reason in [Reason::Application, Reason::Unknown, Reason::AccessDenied, Reason::InsufficientPermissions] {
+        store.note_refused(first, reason);
+    }
+    assert_eq!(degraded(), []);
+
+    // A rotation ends a refusal, and not a lock: that is the account's.
+    store.note_refused(first, Reason::UnknownCredential);
+    store.note_refused(first, Reason::AccountLocked(LockReason::ExhaustedBalance));
+    assert_eq!(degraded(), [Degraded::Refused, Degraded::AccountLocked]);
+    store.replace(Credential::key("second:secret").unwrap());
+    assert_eq!(degraded(), [Degraded::AccountLocked]);
+    // What comes late, for the one before, says nothing any more.
+    store.note_refused(first, Reason::MalformedCredential);
+    assert_eq!(degraded(), [Degraded::AccountLocked]);
+    clock.forward(60);
+    assert_eq!(degraded(), []);
+
+    // A clock that is set back does not make it stand for ever.
+    store.note_refused(store.generation(), Reason::MalformedCredential);
+    clock.set(StoppedClock::START - 3600);
+    assert_eq!(degraded(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_changes_by_a_refusal_wakes_those_who_follow_the_status() {
+    let (store, _, clock) = observed(Credential::key("first:secret").unwrap()).await;
+    let mut status = store.subscribe();
+    let mut woken = || {
+        let changed = status.has_changed().unwrap();
+        status.borrow_and_update();
+        changed
+    };
+    let (unknown, missing) = (Reason::UnknownCredential, Reason::MissingCredential);
+    let locked = Reason::AccountLocked(LockReason::Admin);
+    for (reason, wakes) in [(unknown, true), (unknown, false), (missing, false), (locked, true), (unknown, false)] {
+        store.note_refused(store.generation(), reason);
+        assert_eq!(woken(), wakes, "{reason:?}");
+    }
+    for _ in 0..10_000 {
+        clock.forward(1);
+        store.note_refused(store.generation(), unknown);
+        assert!(!woken());
+    }
+    store.note_refused(store.generation(), Reason::Application);
+    assert!(!woken());
+    clock.forward(60);
+    assert!(!woken(), "time passes, and nobody is woken");
+    store.note_refused(store.generation(), unknown);
+    assert!(woken(), "it had lapsed");
+}
+
+#[tokio::test]
+async fn a_store_is_named_with_what_can_be_a_label() {
+    let source = || from_fn_with("vault", None, (), async |()| Credential::key("id:secret"));
+    let named = async |name: String| CredentialStore::builder(source()).name(name).build().await;
+    assert_eq!(&*named("n".repeat(64)).await.unwrap().status().store, "n".repeat(64));
+    for name in [String::new(), "n".repeat(65), "two\nlines".to_owned()] {
+        let error = named(name).await.unwrap_err();
+        assert!(crate::error::report(&error).contains("1 to 64 bytes and no control characters"), "{error:?}");
+    }
+    assert_eq!(&*CredentialStore::builder(source()).build().await.unwrap().status().store, "default");
+    assert_eq!(&*CredentialStore::fixed(Credential::key("id:secret").unwrap()).status().store, "default");
 }
