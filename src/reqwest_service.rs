@@ -38,7 +38,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
@@ -72,6 +72,7 @@ impl From<Client> for ReqwestService {
 impl<B> Service<Request<B>> for ReqwestService
 where
     B: Body + Send + 'static,
+    B::Data: Into<Bytes>,
     B::Error: Into<BoxError>,
 {
     type Response = Response<reqwest::Body>;
@@ -155,6 +156,7 @@ pub(crate) fn with_url(response: reqwest::Response) -> Response<reqwest::Body> {
 fn into_reqwest<B>(body: B) -> reqwest::Body
 where
     B: Body + Send + 'static,
+    B::Data: Into<Bytes>,
     B::Error: Into<BoxError>,
 {
     if body.is_end_stream() {
@@ -169,12 +171,11 @@ struct SyncBody<B> {
 }
 
 impl<B: Body> Body for SyncBody<B> {
-    type Data = Bytes;
+    type Data = B::Data;
     type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let body = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
-        body.as_mut().poll_frame(cx).map_ok(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.body.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

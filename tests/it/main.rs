@@ -7,6 +7,7 @@ mod auth;
 #[cfg(unix)]
 mod file_rotation;
 mod leak;
+mod matrix;
 mod mock;
 #[cfg(unix)]
 mod mock_process;
