@@ -58,8 +58,9 @@ Once it listens it prints one line:
 
   fal on https://127.0.0.1:8443, control on http://127.0.0.1:8444
 
-Which host of fal's a request is to: its `host` header tells (fal.run, queue.fal.run, rest.fal.ai, api.fal.ai,
-v3.fal.media), or the beginning of its path: /run/..., /queue/..., /rest/..., /api/..., /storage/...
+Which host of fal's a request is to: its `host` header tells (fal.run, queue.fal.run, ws.fal.run, rest.fal.ai,
+api.fal.ai, v3.fal.media), or the beginning of its path: /run/..., /queue/..., /ws/..., /rest/..., /api/...,
+/storage/... WebSockets are ws://ADDR/run/OWNER/APP/realtime and ws://ADDR/ws/OWNER/APP, with --tls wss://.
 fal's Python client takes both as FAL_RUN_HOST=127.0.0.1:8443/run FAL_QUEUE_RUN_HOST=127.0.0.1:8443/queue.
 
 Control:

@@ -1,9 +1,9 @@
 //! [`MockFal`]: an in-process stand-in for fal on loopback, for your tests and for this crate's examples.
 //!
 //! It plays fal and nothing else: it knows no store, no layer and no policy of this crate, so what a test sees is
-//! what fal would have seen on the wire. A real [`hyper`] server listens on four ports of `127.0.0.1`, as
-//! `fal.run`, `queue.fal.run`, `rest.fal.ai` and the storage behind it, and speaks HTTP/1.1 and HTTP/2 with prior
-//! knowledge, without TLS (which [`MockFal::serve_connection`] is for). This
+//! what fal would have seen on the wire. A real [`hyper`] server listens on five ports of `127.0.0.1`, as
+//! `fal.run`, `queue.fal.run`, `ws.fal.run`, `rest.fal.ai` and the storage behind it, and speaks HTTP/1.1 and HTTP/2
+//! with prior knowledge, without TLS (which [`MockFal::serve_connection`] is for). This
 //! crate's default policy gives such origins no credential: a test admits them by
 //! [`FalOrigins::loopback_http`](crate::origin::FalOrigins::loopback_http), and a server under test wants its base URL
 //! and its policy to be settings.
@@ -55,7 +55,7 @@
 //! 7. The head of every answer waits for the [latency](MockFal::set_latency) and carries `x-fal-request-id`.
 //!
 //! # What it answers
-//! A request whose `host` begins with `fal.`, `queue.`, `rest.`, `api.` or `v3.` is one to that host of fal's, on
+//! A request whose `host` begins with `fal.`, `queue.`, `ws.`, `rest.`, `api.` or `v3.` is one to that host of fal's, on
 //! any port. `HOST` is an origin of the mock.
 //!
 //! | request | answer |
@@ -67,6 +67,8 @@
 //! | queue: `GET /{owner}/{app}/requests/{id}` | what a run would have answered; polling the status first is not needed |
 //! | queue: `PUT /{owner}/{app}/requests/{id}/cancel` | 202 `{"status":"CANCELLATION_REQUESTED"}`, and the result becomes 499 `client_cancelled`; 400 `{"status":"ALREADY_COMPLETED"}` once the status was seen as `COMPLETED` or the result was fetched |
 //! | queue: status, result or cancel of an unknown id | 404 `{"status":"NOT_FOUND"}`, also without any credential |
+//! | run: a WebSocket handshake on `/{owner}/{app}` and below, usually `…/realtime` | [the realtime protocol](#websockets) |
+//! | ws: a WebSocket handshake on `/{owner}/{app}` and below | [HTTP over a WebSocket](#websockets) |
 //! | rest: `POST /storage/upload/initiate` | `{"upload_url":"HOST/upload/{id}?signature=…","file_url":"HOST/files/{id}"}`, on an origin of their own |
 //! | storage: `PUT /upload/…` | what a run answers, whichever credential is shown, and none is needed: [`received`](MockFal::received) tells whether one came. Nothing is kept of the file |
 //! | rest, api: any other method and path | what a run answers |
@@ -78,7 +80,7 @@
 //! |---|---|---|
 //! | 401 | `Cannot access application "owner/app". Authentication is required to access this application.` | no `authorization` header |
 //! | 401 | `Authorization header is required` | rest: no `authorization` header |
-//! | 401 | `No user found for Key ID and Secret` | run, rest: unknown key |
+//! | 401 | `No user found for Key ID and Secret` | run, ws, rest: unknown key |
 //! | 401 | `invalid key credentials` | queue: unknown key |
 //! | 401 | `Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'.` | a key without `:` |
 //! | 401 | `bearer: unable to decode issuer` | a bearer that is no JWT, such as an API key |
@@ -89,6 +91,26 @@
 //! | 403 | `User is locked. Reason: <reason>.` | everything while the account is locked, but for status, result, cancel and uploads |
 //!
 //! What else can go wrong, and the headers that tell: [`Failure`].
+//!
+//! # WebSockets
+//! A handshake is a request like any other: it is logged, can fail as injected, and is refused with the answers above;
+//! one that is malformed, with 400. Accepted, its status is 101. The log does not hold messages, but each one is a
+//! [run](MockFal::runs), and may fail as one.
+//!
+//! | on | a message | its answer |
+//! |---|---|---|
+//! | [realtime](MockFal::realtime_url) | text | one text: what a run answers |
+//! | realtime | binary, which is msgpack at fal | the same bytes: the mock reads no msgpack |
+//! | realtime | one that fails | `{"type":"x-fal-error","error":"INTERNAL_ERROR","reason":…}` |
+//! | realtime with `?fal_jwt_token=` that is not valid | none needed | `{"status":"error","error":"Unauthorized"}` and a close without a code, after a 101 |
+//! | [ws](MockFal::ws_url) | any | `{"type":"start","request_id":…,"status":200,"headers":{…}}`, the body of the response, `{"type":"end","request_id":…,"status":200,"time_to_first_byte_seconds":…}` |
+//! | ws, on `…/stream` | any | the same, and each event of the stream is a message |
+//!
+//! A realtime token is valid if it was [accepted](MockFal::accept) as a bearer; an `authorization` header goes before
+//! it. An open socket stays open, whatever becomes of its credential.
+//!
+//! The messages are those of fal's documentation and clients. No such source says how a handshake with a bad *key* is
+//! answered, when a socket is closed and with which code, or what becomes of an open one when its key is revoked.
 //!
 //! The texts are those that fal's documentation, its clients and its users' reports show. These have no such
 //! source: the words behind "Authentication is required", any that follow "Insufficient permissions", the answer to
@@ -101,6 +123,7 @@ mod connection;
 mod failure;
 mod reply;
 mod server;
+mod socket;
 mod state;
 mod target;
 
@@ -144,6 +167,7 @@ pub struct MockFal {
 struct Shared {
     run: SocketAddr,
     queue: SocketAddr,
+    ws: SocketAddr,
     rest: SocketAddr,
     storage: SocketAddr,
     state: Mutex<State>,
@@ -161,17 +185,21 @@ impl MockFal {
     /// Outside a Tokio runtime, or in one whose I/O is not enabled.
     pub async fn start() -> io::Result<Self> {
         let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-        let (run, queue, rest, storage) = (bind().await?, bind().await?, bind().await?, bind().await?);
+        let (run, queue, ws) = (bind().await?, bind().await?, bind().await?);
+        let (rest, storage) = (bind().await?, bind().await?);
         let shared = Arc::new(Shared {
             run: run.local_addr()?,
             queue: queue.local_addr()?,
+            ws: ws.local_addr()?,
             rest: rest.local_addr()?,
             storage: storage.local_addr()?,
             state: Mutex::default(),
             events: watch::Sender::new(usize::MAX),
         });
         let scope = Scope::new();
-        for (listener, host) in [(run, Host::Run), (queue, Host::Queue), (rest, Host::Rest), (storage, Host::Storage)] {
+        let listeners =
+            [(run, Host::Run), (queue, Host::Queue), (ws, Host::Ws), (rest, Host::Rest), (storage, Host::Storage)];
+        for (listener, host) in listeners {
             let tasks = scope.tasks();
             tasks.spawn(server::listen(listener, host, Arc::clone(&shared), tasks.clone()));
         }
@@ -182,8 +210,8 @@ impl MockFal {
     /// the last handle is dropped.
     ///
     /// All of fal's hosts are played on it. Where the `host` of a request is none of fal's names, such as
-    /// `localhost`, the path begins with the host: `/run/fal-ai/flux`, `/queue/…`, `/rest/…`, `/api/…`,
-    /// `/storage/…`; without any of these it is a run. URLs in answers lead back the same way, with this scheme.
+    /// `localhost`, the path begins with the host: `/run/fal-ai/flux`, `/queue/…`, `/ws/…`, `/rest/…`,
+    /// `/api/…`, `/storage/…`; without any of these it is a run. URLs in answers lead back the same way, with this scheme.
     ///
     /// ```no_run
     /// # use http::uri::Scheme;
@@ -251,6 +279,26 @@ impl MockFal {
     #[must_use]
     pub fn rest_url(&self, path: &str) -> Uri {
         self.shared.url(Host::Rest, path)
+    }
+
+    /// The URL of a path where `ws.fal.run` is played, such as `ws://127.0.0.1:40004/fal-ai/flux`: HTTP over a
+    /// WebSocket. A slash in front of the path is optional, a query may follow it.
+    ///
+    /// # Panics
+    /// When the path cannot stand in a URL, such as one with a blank.
+    #[must_use]
+    pub fn ws_url(&self, path: &str) -> Uri {
+        self.shared.socket_url(Host::Ws, path)
+    }
+
+    /// The URL of a path where the realtime protocol of `fal.run` is played, such as
+    /// `ws://127.0.0.1:40001/fal-ai/flux/realtime`. A slash in front of the path is optional, a query may follow it.
+    ///
+    /// # Panics
+    /// When the path cannot stand in a URL, such as one with a blank.
+    #[must_use]
+    pub fn realtime_url(&self, path: &str) -> Uri {
+        self.shared.socket_url(Host::Run, path)
     }
 
     /// Makes a credential valid, next to those that already are. It takes back what [`deny`](Self::deny) did.
@@ -338,6 +386,7 @@ impl fmt::Debug for MockFal {
         f.debug_struct("MockFal")
             .field("run", &self.shared.run)
             .field("queue", &self.shared.queue)
+            .field("ws", &self.shared.ws)
             .field("rest", &self.shared.rest)
             .finish_non_exhaustive()
     }
@@ -353,6 +402,7 @@ impl Shared {
     fn origin(&self, host: Host) -> String {
         let address = match host {
             Host::Queue => self.queue,
+            Host::Ws => self.ws,
             Host::Rest => self.rest,
             Host::Storage => self.storage,
             // The Platform API has no port: it goes by its name, on any.
@@ -362,9 +412,17 @@ impl Shared {
     }
 
     fn url(&self, host: Host, path: &str) -> Uri {
+        self.at(&self.origin(host), path)
+    }
+
+    /// The same for a WebSocket.
+    fn socket_url(&self, host: Host, path: &str) -> Uri {
+        self.at(&self.origin(host).replacen("http", "ws", 1), path)
+    }
+
+    fn at(&self, origin: &str, path: &str) -> Uri {
         let path = path.trim_start_matches('/');
-        let url = format!("{}/{path}", self.origin(host));
-        url.parse().unwrap_or_else(|error| panic!("`{path}` is no path of a URL: {error}"))
+        format!("{origin}/{path}").parse().unwrap_or_else(|error| panic!("`{path}` is no path of a URL: {error}"))
     }
 }
 

@@ -16,9 +16,11 @@ use super::{
     connection::Connection,
     failure::{ErrorType, Failure},
     reply::{Body, Reply},
+    socket::{self, Protocol, Socket},
     state::{Job, Stage, State, request_id},
     target::{Call, Host, Target, UPLOADS, authority},
 };
+use crate::credential::Credential;
 
 /// The longest body that is looked into for a `prompt`, in bytes. A longer one is only counted.
 const MAX_PARSED: u64 = 64 * 1024;
@@ -26,13 +28,16 @@ const MAX_PARSED: u64 = 64 * 1024;
 /// How much of a refused upload is read, in bytes, before it is cut off.
 const MAX_DISCARDED: usize = 16 * 1024 * 1024;
 
-pub(super) async fn answer(request: Request<Incoming>, connection: &Connection) -> Response<Body> {
+pub(super) async fn answer(mut request: Request<Incoming>, connection: &Connection) -> Response<Body> {
+    let upgrade = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
+    let target = Target::of(&head, &connection.plays);
+    let shown = shown(&head, target.as_ref().ok());
     let shared = &connection.shared;
     let (number, next, latency, closes) = {
         let mut state = shared.state();
-        let number = log(&mut state, &head);
-        let next = decide(&mut state, &head, connection);
+        let number = log(&mut state, &head, &shown);
+        let next = decide(&mut state, &head, target, &shown, connection);
         (number, next, state.latency, state.close_on_refusal)
     };
 
@@ -49,6 +54,10 @@ pub(super) async fn answer(request: Request<Incoming>, connection: &Connection) 
                 discard(body, connection);
             }
             reply
+        }
+        Next::Connect(headers, protocol, path) => {
+            *connection.socket() = Some(Socket { upgrade, protocol, path: path.to_owned(), number });
+            Reply::switching(headers)
         }
         Next::Perform(target) => match read(&target, body).await {
             Ok(output) => perform(target, output, &head, number, connection),
@@ -68,14 +77,26 @@ pub(super) async fn answer(request: Request<Incoming>, connection: &Connection) 
     response
 }
 
-fn log(state: &mut State, head: &Parts) -> u64 {
-    let presented = state.presented(&head.headers);
+/// The credentials that a request shows: its `authorization` headers, or its realtime token as the bearer that it is.
+fn shown(head: &Parts, target: Option<&Target<'_>>) -> Vec<HeaderValue> {
+    let headers: Vec<_> = head.headers.get_all(AUTHORIZATION).iter().cloned().collect();
+    let is_realtime = target.is_some_and(|target| target.host == Host::Run && target.call == Call::Connect);
+    if !headers.is_empty() || !is_realtime {
+        return headers;
+    }
+    let query = head.uri.query().unwrap_or_default();
+    let token = query.split('&').find_map(|pair| pair.strip_prefix("fal_jwt_token="));
+    // The copy that this makes wipes itself.
+    token.and_then(|token| Credential::bearer(token).ok()).map(|token| token.header().clone()).into_iter().collect()
+}
+
+fn log(state: &mut State, head: &Parts, shown: &[HeaderValue]) -> u64 {
     state.arrived(Received {
         method: head.method.clone(),
         host: authority(head).to_owned(),
         path: head.uri.path().to_owned(),
         version: head.version,
-        presented,
+        presented: state.presented(shown),
         status: None,
     })
 }
@@ -85,19 +106,41 @@ enum Next<'a> {
     HangUp,
     /// Answer without waiting for the body.
     Reply(Reply),
+    /// Accept the handshake with these headers, and talk about this path.
+    Connect(HeaderMap, Protocol, &'a str),
     /// Read the body, and do what is asked.
     Perform(Target<'a>),
 }
 
-fn decide<'a>(state: &mut State, head: &'a Parts, connection: &Connection) -> Next<'a> {
+fn decide<'a>(
+    state: &mut State,
+    head: &Parts,
+    target: Result<Target<'a>, &str>,
+    shown: &[HeaderValue],
+    connection: &Connection,
+) -> Next<'a> {
     if let Some(failure) = state.next_failure(|failure| !failure.is_the_applications()) {
         return Reply::failure(failure).map_or(Next::HangUp, Next::Reply);
     }
-    let target = match Target::of(head, &connection.plays) {
+    let target = match target {
         Ok(target) => target,
         Err(path) => return Next::Reply(Reply::detail(StatusCode::NOT_FOUND, format!("Path {path} not found"))),
     };
-    if let Some(refusal) = refusal(state, &target, &head.headers) {
+    let refusal = refusal(state, &target, shown);
+    if target.call == Call::Connect {
+        // A realtime token is looked at only once the socket is open.
+        let by_token = !shown.is_empty() && !head.headers.contains_key(AUTHORIZATION);
+        return match (refusal, socket::handshake(head)) {
+            (Some(refusal), Ok(headers)) if by_token && refusal.status == StatusCode::UNAUTHORIZED => {
+                Next::Connect(headers, Protocol::Refusal, target.path)
+            }
+            (Some(refusal), _) => Next::Reply(refusal),
+            (None, Err(rule)) => Next::Reply(Reply::detail(StatusCode::BAD_REQUEST, rule)),
+            (None, Ok(headers)) if target.host == Host::Ws => Next::Connect(headers, Protocol::Http, target.path),
+            (None, Ok(headers)) => Next::Connect(headers, Protocol::Realtime, target.path),
+        };
+    }
+    if let Some(refusal) = refusal {
         return Next::Reply(refusal);
     }
     let (Call::Status(id) | Call::Result(id) | Call::Cancel(id)) = target.call else { return Next::Perform(target) };
@@ -114,7 +157,7 @@ fn decide<'a>(state: &mut State, head: &'a Parts, connection: &Connection) -> Ne
     })
 }
 
-fn refusal(state: &mut State, target: &Target<'_>, headers: &HeaderMap) -> Option<Reply> {
+fn refusal(state: &mut State, target: &Target<'_>, shown: &[HeaderValue]) -> Option<Reply> {
     if target.call == Call::Upload {
         // Its URL is all the permission that it needs.
         return None;
@@ -123,7 +166,7 @@ fn refusal(state: &mut State, target: &Target<'_>, headers: &HeaderMap) -> Optio
         Call::Status(id) | Call::Result(id) | Call::Cancel(id) => Some(id),
         _ => None,
     };
-    if let Some(grant) = state.granted(headers) {
+    if let Some(grant) = state.granted(shown) {
         if !grant.permitted {
             return Some(match target.host {
                 Host::Platform => Reply::platform_api(StatusCode::FORBIDDEN, "Access denied"),
@@ -134,7 +177,7 @@ fn refusal(state: &mut State, target: &Target<'_>, headers: &HeaderMap) -> Optio
         let reason = state.lock.filter(|_| looks_at.is_none())?.as_str();
         return Some(Reply::detail(StatusCode::FORBIDDEN, format!("User is locked. Reason: {reason}.")));
     }
-    let authorization = headers.get(AUTHORIZATION);
+    let authorization = shown.first();
     if let (None, Some(id)) = (authorization, looks_at) {
         // fal looks for the request before it misses the key: without any key, an unknown id is just unknown.
         state.job(&target.app, id)?;
@@ -181,7 +224,7 @@ fn is_jwt(token: &[u8]) -> bool {
         .is_ok_and(|claims| serde_json::from_slice::<Value>(&claims).is_ok_and(|claims| claims.is_object()))
 }
 
-/// Reads the whole body and says what came: the output of every application there is.
+/// Reads the whole body, for what the application will put out.
 async fn read(target: &Target<'_>, mut body: Incoming) -> hyper::Result<Value> {
     let mut bytes: u64 = 0;
     let mut kept = Vec::new();
@@ -192,14 +235,19 @@ async fn read(target: &Target<'_>, mut body: Incoming) -> hyper::Result<Value> {
             kept.extend_from_slice(&data);
         }
     }
-    let mut output = json!({ "images": [], "seed": 0, "path": target.path, "bytes": bytes });
+    Ok(output(target.path, bytes, &kept))
+}
+
+/// What every application puts out: what came to it. Of what is longer than [`MAX_PARSED`] only the length counts.
+pub(super) fn output(path: &str, bytes: u64, input: &[u8]) -> Value {
+    let mut output = json!({ "images": [], "seed": 0, "path": path, "bytes": bytes });
     if bytes <= MAX_PARSED
-        && let Ok(Value::Object(mut input)) = serde_json::from_slice(&kept)
+        && let Ok(Value::Object(mut input)) = serde_json::from_slice(input)
         && let Some(prompt) = input.remove("prompt")
     {
         output["prompt"] = prompt;
     }
-    Ok(output)
+    output
 }
 
 /// Does what is asked, now that the whole request is there.
@@ -219,7 +267,7 @@ fn perform(target: Target<'_>, output: Value, head: &Parts, number: u64, connect
 }
 
 /// Plays the application.
-fn run(output: Value, connection: &Connection) -> Reply {
+pub(super) fn run(output: Value, connection: &Connection) -> Reply {
     let mut state = connection.shared.state();
     state.runs += 1;
     let failure = state.next_failure(Failure::is_the_applications);

@@ -1,11 +1,11 @@
 //! What a connection is to those who serve it, and the tasks that end with it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyper::rt::Executor;
 use tokio::sync::{Notify, watch};
 
-use super::{Shared, target::Plays};
+use super::{Shared, socket::Socket, target::Plays};
 
 /// What the answer to a request needs to know of the connection that the request came on.
 pub(super) struct Connection {
@@ -15,6 +15,18 @@ pub(super) struct Connection {
     pub(super) tasks: Tasks,
     /// Closes the connection, whatever goes on there.
     pub(super) hang_up: Notify,
+    socket: Mutex<Option<Socket>>,
+}
+
+impl Connection {
+    pub(super) fn new(shared: Arc<Shared>, plays: Plays, tasks: Tasks) -> Self {
+        Self { shared, plays, tasks, hang_up: Notify::new(), socket: Mutex::default() }
+    }
+
+    /// What the connection becomes when it has ended as one of HTTP.
+    pub(super) fn socket(&self) -> MutexGuard<'_, Option<Socket>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Owns tasks: those that were spawned in it end when it is dropped.

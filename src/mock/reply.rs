@@ -71,6 +71,11 @@ impl Reply {
         }
     }
 
+    /// A handshake is accepted: from here on it is a WebSocket.
+    pub(super) fn switching(headers: HeaderMap) -> Self {
+        Self { status: StatusCode::SWITCHING_PROTOCOLS, headers, body: Value::Null, streamed: false }
+    }
+
     pub(super) fn body_cut_off() -> Self {
         Self::detail(StatusCode::BAD_REQUEST, "The request body was cut off")
     }
@@ -106,20 +111,28 @@ impl Reply {
         self
     }
 
+    pub(super) fn body(&self) -> &Value {
+        &self.body
+    }
+
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
     }
 
     pub(super) fn into_response(self, number: u64, connection: &Connection) -> Response<Body> {
         let (content_type, body) = if self.streamed {
-            ("text/event-stream", Either::Right(events(self.body, connection)))
+            (Some("text/event-stream"), Either::Right(events(self.body, connection)))
+        } else if self.status == StatusCode::SWITCHING_PROTOCOLS {
+            (None, Either::Left(Full::default()))
         } else {
-            ("application/json", Either::Left(Full::from(self.body.to_string())))
+            (Some("application/json"), Either::Left(Full::from(self.body.to_string())))
         };
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if let Some(content_type) = content_type {
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
         if let Ok(id) = HeaderValue::try_from(request_id(number)) {
             response.headers_mut().insert("x-fal-request-id", id);
         }

@@ -1,13 +1,12 @@
 //! Listeners and connections.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use hyper::service::service_fn;
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::Notify,
 };
 
 use super::{
@@ -39,16 +38,22 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let scope = Scope::new();
-    let connection = Arc::new(Connection { shared, plays, tasks: scope.tasks(), hang_up: Notify::new() });
+    let connection = Arc::new(Connection::new(shared, plays, scope.tasks()));
     let service = service_fn(|request| {
         let connection = Arc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(request, &connection).await) }
     });
     let server = auto::Builder::new(scope.tasks());
-    let served = pin!(server.serve_connection(TokioIo::new(io), service));
-    tokio::select! {
+    let served = async {
         // How a connection ends is the client's affair; an error here has no one to be told to.
-        _ = served => {}
+        let _ = server.serve_connection_with_upgrades(TokioIo::new(io), service).await;
+        let socket = connection.socket().take();
+        if let Some(socket) = socket {
+            let _ = socket.serve(&connection).await;
+        }
+    };
+    tokio::select! {
+        () = served => {}
         () = connection.hang_up.notified() => {}
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use http::{HeaderMap, HeaderValue, StatusCode, header::AUTHORIZATION};
+use http::{HeaderValue, StatusCode};
 use subtle::ConstantTimeEq as _;
 
 use super::{Failure, Lock, Presented, Received, reply::Reply};
@@ -76,16 +76,15 @@ impl State {
         self.grants.retain(|grant| !grant.credential.same_value(credential));
     }
 
-    /// The valid credential of a request, if it has one.
-    pub(super) fn granted(&self, headers: &HeaderMap) -> Option<&Grant> {
-        let mut values = headers.get_all(AUTHORIZATION).iter();
+    /// The valid credential among those that a request shows.
+    pub(super) fn granted(&self, shown: &[HeaderValue]) -> Option<&Grant> {
         // Servers differ in which of several headers they believe: whoever sends several has a bug to find.
-        let (Some(value), None) = (values.next(), values.next()) else { return None };
+        let [value] = shown else { return None };
         self.grants.iter().find(|grant| grant.credential.header().as_bytes().ct_eq(value.as_bytes()).into())
     }
 
-    pub(super) fn presented(&self, headers: &HeaderMap) -> Presented {
-        match (self.granted(headers), headers.get(AUTHORIZATION)) {
+    pub(super) fn presented(&self, shown: &[HeaderValue]) -> Presented {
+        match (self.granted(shown), shown.first()) {
             (Some(grant), _) => Presented::Accepted(grant.credential.key_id().cloned()),
             (None, Some(value)) => Presented::Refused(key_id(value)),
             (None, None) => Presented::Nothing,

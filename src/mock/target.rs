@@ -1,6 +1,11 @@
 //! Whom a request is to, and what it asks for.
 
-use http::{Method, header::HOST, request::Parts, uri::Scheme};
+use http::{
+    Method,
+    header::{HOST, UPGRADE},
+    request::Parts,
+    uri::Scheme,
+};
 
 use super::Shared;
 
@@ -9,6 +14,8 @@ use super::Shared;
 pub(super) enum Host {
     Run,
     Queue,
+    /// HTTP over WebSockets.
+    Ws,
     Rest,
     /// The Platform API.
     Platform,
@@ -22,6 +29,7 @@ impl Host {
         match self {
             Self::Run => "fal.run",
             Self::Queue => "queue.fal.run",
+            Self::Ws => "ws.fal.run",
             Self::Rest => "rest.fal.ai",
             Self::Platform => "api.fal.ai",
             Self::Storage => "v3.fal.media",
@@ -33,6 +41,7 @@ impl Host {
         match self {
             Self::Run => "/run",
             Self::Queue => "/queue",
+            Self::Ws => "/ws",
             Self::Rest => "/rest",
             Self::Platform => "/api",
             Self::Storage => "/storage",
@@ -44,6 +53,7 @@ impl Host {
         Some(match authority.split_once('.')?.0.to_ascii_lowercase().as_str() {
             "fal" | "falrun" => Self::Run,
             "queue" => Self::Queue,
+            "ws" => Self::Ws,
             "rest" => Self::Rest,
             "api" => Self::Platform,
             "v3" | "v3b" => Self::Storage,
@@ -53,7 +63,8 @@ impl Host {
 
     /// The host that the beginning of a path names, and the rest of the path.
     fn prefixed(path: &str) -> Option<(Self, &str)> {
-        [Self::Run, Self::Queue, Self::Rest, Self::Platform, Self::Storage].into_iter().find_map(|host| {
+        let hosts = [Self::Run, Self::Queue, Self::Ws, Self::Rest, Self::Platform, Self::Storage];
+        hosts.into_iter().find_map(|host| {
             let rest = path.strip_prefix(host.prefix())?;
             rest.starts_with('/').then_some((host, rest))
         })
@@ -96,6 +107,8 @@ pub(super) struct Target<'a> {
 pub(super) enum Call<'a> {
     Run,
     Stream,
+    /// Opens a WebSocket: of the realtime protocol or of HTTP, as the host has it.
+    Connect,
     Submit,
     Status(&'a str),
     Result(&'a str),
@@ -116,14 +129,15 @@ impl<'a> Target<'a> {
             (None, Plays::One(host)) => (*host, path),
             (None, Plays::All(_)) => Host::prefixed(path).unwrap_or((Host::Run, path)),
         };
-        let (app, call) = call(host, &head.method, path).ok_or(path)?;
+        let (app, call) = call(host, head, path).ok_or(path)?;
         Ok(Self { host, path, app, call })
     }
 }
 
-fn call<'a>(host: Host, method: &Method, path: &'a str) -> Option<(String, Call<'a>)> {
+fn call<'a>(host: Host, head: &Parts, path: &'a str) -> Option<(String, Call<'a>)> {
+    let method = &head.method;
     match host {
-        Host::Run | Host::Queue => {}
+        Host::Run | Host::Queue | Host::Ws => {}
         Host::Rest if method == Method::POST && path == "/storage/upload/initiate" => {
             return Some((String::new(), Call::Initiate));
         }
@@ -145,10 +159,18 @@ fn call<'a>(host: Host, method: &Method, path: &'a str) -> Option<(String, Call<
         (Host::Queue, &Method::GET, ["requests", id]) => Call::Result(id),
         (Host::Queue, &Method::PUT, ["requests", id, "cancel"]) => Call::Cancel(id),
         (Host::Queue, _, _) => return None,
+        // Whatever else comes there is a handshake that has gone wrong.
+        (Host::Ws, _, _) => Call::Connect,
+        _ if wants_socket(head) => Call::Connect,
         (_, &Method::POST, [.., "stream"]) => Call::Stream,
         _ => Call::Run,
     };
     Some((format!("{owner}/{app}"), call))
+}
+
+/// Whether a request asks for a WebSocket, well or badly. Over HTTP/2 none does.
+fn wants_socket(head: &Parts) -> bool {
+    head.headers.get(UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// What uploads begin with on the storage host.

@@ -1,0 +1,395 @@
+//! WebSockets: the handshake, and what is said once it was accepted.
+
+use std::time::Instant;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, request::Parts};
+use http_body_util::BodyExt as _;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use serde_json::{Map, Value, json};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{self, Message, handshake::server::create_response, protocol::Role},
+};
+
+use super::{
+    answer::{output, run},
+    connection::Connection,
+    reply::Reply,
+    state::request_id,
+};
+
+/// What a connection is once its handshake was accepted.
+pub(super) struct Socket {
+    pub(super) upgrade: OnUpgrade,
+    pub(super) protocol: Protocol,
+    pub(super) path: String,
+    /// The number of the handshake.
+    pub(super) number: u64,
+}
+
+/// How the two ends talk.
+#[derive(Clone, Copy)]
+pub(super) enum Protocol {
+    /// `fal.run`: a message is an input, and the next one from here its output.
+    ///
+    /// Source: `fal` 1.83.0 (`apps.py`), `@fal-ai/client` 1.10.1 (`realtime.ts`).
+    Realtime,
+    /// `fal.run` with a token that is not valid.
+    ///
+    /// Source: `@fal-ai/client` 1.10.1 (`realtime.ts`), which looks for this very message.
+    Refusal,
+    /// `ws.fal.run`: a message is the body of a request, and the response comes between a `start` and an `end`.
+    ///
+    /// Source: fal's documentation, "HTTP over WebSockets"; `fal` 1.83.0 (`apps.py`).
+    Http,
+}
+
+/// The headers that accept a handshake, or which rule it breaks.
+pub(super) fn handshake(head: &Parts) -> Result<HeaderMap, String> {
+    let mut request = Request::new(());
+    *request.method_mut() = head.method.clone();
+    *request.version_mut() = head.version;
+    *request.headers_mut() = head.headers.clone();
+    create_response(&request).map(|response| response.into_parts().0.headers).map_err(|error| error.to_string())
+}
+
+type Stream = WebSocketStream<TokioIo<Upgraded>>;
+
+impl Socket {
+    /// Until either end closes it.
+    pub(super) async fn serve(self, connection: &Connection) -> tungstenite::Result<()> {
+        let Self { upgrade, protocol, path, number } = self;
+        // The connection of HTTP has ended, so this is there at once or never.
+        let Ok(upgraded) = upgrade.await else { return Ok(()) };
+        let mut stream = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+        if let Protocol::Refusal = protocol {
+            stream.send(text(&json!({ "status": "error", "error": "Unauthorized" }))).await?;
+            stream.close(None).await?;
+        }
+        while let Some(message) = stream.next().await {
+            let message = message?;
+            // Pings and closes are answered by the stream itself.
+            let (Message::Text(_) | Message::Binary(_)) = message else { continue };
+            match protocol {
+                Protocol::Realtime => realtime(&mut stream, message, &path, connection).await?,
+                Protocol::Refusal => {}
+                Protocol::Http => http(&mut stream, message, &path, number, connection).await?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn application(path: &str, input: &[u8], connection: &Connection) -> Reply {
+    run(output(path, input.len() as u64, input), connection)
+}
+
+async fn realtime(
+    stream: &mut Stream,
+    message: Message,
+    path: &str,
+    connection: &Connection,
+) -> tungstenite::Result<()> {
+    let (is_text, input) = (message.is_text(), message.into_data());
+    let reply = application(path, &input, connection);
+    stream
+        .send(if !reply.status.is_success() {
+            let reason = reply.body()["detail"].as_str().unwrap_or_default();
+            text(&json!({ "type": "x-fal-error", "error": "INTERNAL_ERROR", "reason": reason }))
+        } else if is_text {
+            text(reply.body())
+        } else {
+            // The client's own msgpack: the mock reads none.
+            Message::Binary(input)
+        })
+        .await
+}
+
+async fn http(
+    stream: &mut Stream,
+    message: Message,
+    path: &str,
+    number: u64,
+    connection: &Connection,
+) -> tungstenite::Result<()> {
+    let begun = Instant::now();
+    let reply = application(path, &message.into_data(), connection);
+    let reply = if path.ends_with("/stream") { reply.streamed() } else { reply };
+    let (head, mut body) = reply.into_response(number, connection).into_parts();
+    let (id, status) = (request_id(number), head.status.as_u16());
+    let header = |(name, value): (&HeaderName, &HeaderValue)| Some((name.to_string(), value.to_str().ok()?.into()));
+    let headers: Map<String, Value> = head.headers.iter().filter_map(header).collect();
+    stream.send(text(&json!({ "type": "start", "request_id": id, "status": status, "headers": headers }))).await?;
+    let mut first_byte = None;
+    while let Some(Ok(frame)) = body.frame().await {
+        first_byte.get_or_insert_with(|| begun.elapsed().as_secs_f64());
+        let data = frame.into_data().unwrap_or_default();
+        stream.send(Message::text(String::from_utf8_lossy(&data).into_owned())).await?;
+    }
+    let end = json!({ "type": "end", "request_id": id, "status": status, "time_to_first_byte_seconds": first_byte });
+    stream.send(text(&end)).await
+}
+
+fn text(value: &Value) -> Message {
+    Message::text(value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::{StatusCode, Uri, header::AUTHORIZATION, uri::Scheme};
+    use tokio::{
+        io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+    use tokio_tungstenite::{MaybeTlsStream, client_async, connect_async, tungstenite::client::IntoClientRequest as _};
+
+    use super::*;
+    use crate::{
+        credential::Credential,
+        mock::{Failure, Lock, MockFal, Presented},
+    };
+
+    const TOKEN: &str = "e30.e30.signature";
+
+    /// How long a test waits for what must happen.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+    async fn accepting(text: &str) -> (MockFal, Credential) {
+        let (fal, credential) = (MockFal::start().await.unwrap(), Credential::key(text).unwrap());
+        fal.accept(&credential);
+        (fal, credential)
+    }
+
+    fn handshake(url: &Uri, authorization: &str) -> Request<()> {
+        let mut request = url.into_client_request().unwrap();
+        if !authorization.is_empty() {
+            request.headers_mut().insert(AUTHORIZATION, authorization.parse().unwrap());
+        }
+        request
+    }
+
+    async fn connect(url: Uri, authorization: &str) -> Client {
+        connect_async(handshake(&url, authorization)).await.unwrap().0
+    }
+
+    /// The answer to a handshake that is not accepted.
+    async fn refused(url: Uri, authorization: &str) -> (u16, Value) {
+        let tungstenite::Error::Http(response) = connect_async(handshake(&url, authorization)).await.unwrap_err()
+        else {
+            panic!("not an answer")
+        };
+        (response.status().as_u16(), serde_json::from_slice(response.body().as_deref().unwrap()).unwrap())
+    }
+
+    /// What comes next, if anything does.
+    async fn message<S>(socket: &mut WebSocketStream<S>) -> Option<tungstenite::Result<Message>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        tokio::time::timeout(PATIENCE, socket.next()).await.unwrap()
+    }
+
+    async fn next<S>(socket: &mut WebSocketStream<S>) -> Value
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let message = message(socket).await.unwrap().unwrap();
+        assert!(message.is_text(), "{message:?}");
+        serde_json::from_str(message.to_text().unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_realtime_protocol_answers_text_with_text_and_bytes_with_bytes() {
+        let (fal, credential) = accepting("id:secret").await;
+        let mut socket = connect(fal.realtime_url("fal-ai/flux/realtime?max_buffering=1"), "Key id:secret").await;
+        let runs = fal.runs();
+        for _ in 0..2 {
+            socket.send(Message::text(r#"{"prompt":"a cat"}"#)).await.unwrap();
+            let expected =
+                json!({"images": [], "seed": 0, "path": "/fal-ai/flux/realtime", "bytes": 18, "prompt": "a cat"});
+            assert_eq!(next(&mut socket).await, expected);
+        }
+        socket.send(Message::binary(b"\x80".as_slice())).await.unwrap();
+        assert_eq!(message(&mut socket).await.unwrap().unwrap(), Message::binary(b"\x80".as_slice()));
+        assert_eq!(fal.runs() - runs, 3);
+
+        socket.send(Message::Ping("are you there".into())).await.unwrap();
+        assert_eq!(message(&mut socket).await.unwrap().unwrap(), Message::Pong("are you there".into()));
+        socket.close(None).await.unwrap();
+        assert!(matches!(message(&mut socket).await, Some(Ok(Message::Close(_)))));
+        assert!(message(&mut socket).await.is_none());
+
+        let [received] = fal.received().try_into().unwrap();
+        assert_eq!(received.presented, Presented::Accepted(credential.key_id().cloned()));
+        assert_eq!(received.status, Some(StatusCode::SWITCHING_PROTOCOLS));
+        assert_eq!((received.method.as_str(), received.path.as_str()), ("GET", "/fal-ai/flux/realtime"));
+    }
+
+    #[tokio::test]
+    async fn a_message_fails_as_injected_and_the_socket_goes_on() {
+        let (fal, _credential) = accepting("id:secret").await;
+        let mut socket = connect(fal.realtime_url("a/b/realtime"), "Key id:secret").await;
+        fal.fail_next(1, Failure::Application(StatusCode::INTERNAL_SERVER_ERROR));
+        socket.send(Message::text("{}")).await.unwrap();
+        let expected = json!({
+            "type": "x-fal-error", "error": "INTERNAL_ERROR", "reason": "The application has rules of its own",
+        });
+        assert_eq!(next(&mut socket).await, expected);
+        socket.send(Message::text("{}")).await.unwrap();
+        assert_eq!(next(&mut socket).await["bytes"], 2);
+    }
+
+    #[tokio::test]
+    async fn a_realtime_token_is_judged_within_the_socket() {
+        let fal = MockFal::start().await.unwrap();
+        let url = fal.realtime_url(&format!("a/b/realtime?max_buffering=1&fal_jwt_token={TOKEN}"));
+        let mut socket = connect(url.clone(), "").await;
+        assert_eq!(next(&mut socket).await, json!({"status": "error", "error": "Unauthorized"}));
+        assert_eq!(message(&mut socket).await.unwrap().unwrap(), Message::Close(None));
+        assert_eq!(fal.received()[0].presented, Presented::Refused(None));
+
+        fal.accept(&Credential::bearer(TOKEN).unwrap());
+        let mut socket = connect(url.clone(), "").await;
+        socket.send(Message::text("{}")).await.unwrap();
+        assert_eq!(next(&mut socket).await["bytes"], 2);
+        assert_eq!(fal.received()[1].presented, Presented::Accepted(None));
+
+        // The header goes first, and elsewhere than in the realtime protocol there is no token.
+        assert_eq!(refused(url, "Key id:other").await.0, 401);
+        assert_eq!(refused(fal.ws_url(&format!("a/b?fal_jwt_token={TOKEN}")), "").await.0, 401);
+        assert_eq!(fal.runs(), 1);
+        assert!(!format!("{:?}", fal.received()).contains(TOKEN));
+    }
+
+    #[tokio::test]
+    async fn http_over_a_websocket_is_a_response_between_start_and_end() {
+        let (fal, _credential) = accepting("id:secret").await;
+        let mut socket = connect(fal.ws_url("fal-ai/flux"), "Key id:secret").await;
+        for status in [200, 422] {
+            if status == 422 {
+                fal.fail_next(1, Failure::Application(StatusCode::UNPROCESSABLE_ENTITY));
+            }
+            socket.send(Message::text("{}")).await.unwrap();
+            let start = next(&mut socket).await;
+            assert_eq!((&start["type"], &start["status"]), (&json!("start"), &json!(status)));
+            assert_eq!(start["headers"]["content-type"], "application/json");
+            let body = next(&mut socket).await;
+            assert_eq!(body.get("bytes"), (status == 200).then_some(&json!(2)));
+            let end = next(&mut socket).await;
+            assert_eq!((&end["type"], &end["status"]), (&json!("end"), &json!(status)));
+            assert_eq!(end["request_id"], start["request_id"]);
+            assert!(end["time_to_first_byte_seconds"].is_f64());
+        }
+        assert_eq!(fal.runs(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_stream_over_a_websocket_is_held_back_event_by_event() {
+        let (fal, _credential) = accepting("id:secret").await;
+        fal.hold_events_after(0);
+        let mut socket = connect(fal.ws_url("a/b/stream"), "Key id:secret").await;
+        socket.send(Message::text("{}")).await.unwrap();
+        assert_eq!(next(&mut socket).await["headers"]["content-type"], "text/event-stream");
+        for event in 0..3 {
+            let early = tokio::time::timeout(Duration::from_millis(20), socket.next()).await;
+            assert!(early.is_err(), "event {event} came too early");
+            fal.hold_events_after(event + 1);
+            let message = message(&mut socket).await.unwrap().unwrap();
+            let data = message.to_text().unwrap().strip_prefix("data: ").unwrap().strip_suffix("\n\n").unwrap();
+            assert_eq!(serde_json::from_str::<Value>(data).unwrap()["event"], event);
+        }
+        assert_eq!(next(&mut socket).await["type"], "end");
+    }
+
+    #[tokio::test]
+    async fn a_handshake_is_refused_as_a_run_is() {
+        let (fal, credential) = accepting("id:secret").await;
+        let detail = |status: u16, detail: &str| (status, json!({ "detail": detail }));
+        for url in [fal.ws_url("a/b"), fal.realtime_url("a/b/realtime")] {
+            let nothing = r#"Cannot access application "a/b". Authentication is required to access this application."#;
+            assert_eq!(refused(url.clone(), "").await, detail(401, nothing));
+            let unknown = detail(401, "No user found for Key ID and Secret");
+            assert_eq!(refused(url.clone(), "Key id:other").await, unknown);
+            let no_jwt = detail(401, "bearer: unable to decode issuer");
+            assert_eq!(refused(url.clone(), "Bearer id:secret").await, no_jwt);
+            fal.lock(Lock::Admin);
+            assert_eq!(refused(url.clone(), "Key id:secret").await.0, 403);
+            fal.unlock();
+            fal.deny(&credential);
+            assert_eq!(refused(url.clone(), "Key id:secret").await, detail(403, "Insufficient permissions"));
+            fal.accept(&credential);
+            fal.fail_next(1, Failure::Status(StatusCode::SERVICE_UNAVAILABLE));
+            assert_eq!(refused(url.clone(), "Key id:secret").await.0, 503);
+            fal.fail_next(1, Failure::Disconnect);
+            assert!(!matches!(connect_async(handshake(&url, "")).await.unwrap_err(), tungstenite::Error::Http(_)));
+            connect(url, "Key id:secret").await;
+        }
+        assert_eq!(fal.runs(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_handshake_is_a_bad_request() {
+        let (fal, _credential) = accepting("id:secret").await;
+        let upgrade = "upgrade: websocket\r\nconnection: upgrade\r\n";
+        for (url, headers) in
+            [(fal.ws_url("a/b"), ""), (fal.ws_url("a/b"), upgrade), (fal.realtime_url("a/b"), upgrade)]
+        {
+            let mut stream = TcpStream::connect(url.authority().unwrap().as_str()).await.unwrap();
+            let head =
+                format!("GET {} HTTP/1.1\r\nhost: x\r\nauthorization: Key id:secret\r\n{headers}\r\n", url.path());
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 400");
+        }
+        assert_eq!(fal.runs(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_connection_of_the_tests_own_leads_to_both_by_name_or_by_prefix() {
+        let (fal, _credential) = accepting("id:secret").await;
+        for (url, first) in [
+            ("wss://localhost/ws/a/b", "start"),
+            ("wss://ws.fal.run/a/b", "start"),
+            ("wss://localhost/run/a/b/realtime", "/a/b/realtime"),
+            ("wss://fal.run/a/b/realtime", "/a/b/realtime"),
+        ] {
+            let (ours, theirs) = tokio::io::duplex(4096);
+            tokio::spawn(fal.serve_connection(theirs, Scheme::HTTPS));
+            let request = handshake(&Uri::from_static(url), "Key id:secret");
+            let (mut socket, _) = client_async(request, ours).await.unwrap();
+            socket.send(Message::text("{}")).await.unwrap();
+            let said = next(&mut socket).await;
+            assert_eq!(said.get("type").unwrap_or(&said["path"]), first, "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_handle_takes_its_sockets_along() {
+        let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let (fal, _credential) = accepting("id:secret").await;
+        fal.hold_events_after(1);
+        let mut idle = connect(fal.realtime_url("a/b"), "Key id:secret").await;
+        let mut held = connect(fal.ws_url("a/b/stream"), "Key id:secret").await;
+        held.send(Message::text("{}")).await.unwrap();
+        for _ in 0..2 {
+            message(&mut held).await.unwrap().unwrap();
+        }
+        drop(fal);
+        for socket in [&mut idle, &mut held] {
+            assert!(message(socket).await.is_none_or(|message| message.is_err()));
+        }
+        let wait = async {
+            while alive() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap();
+    }
+}
