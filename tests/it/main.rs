@@ -26,6 +26,7 @@ mod signal;
 #[cfg(unix)]
 mod sources;
 mod store;
+mod stream;
 mod support;
 mod transient;
 #[cfg(target_os = "linux")]

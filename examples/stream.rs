@@ -1,0 +1,139 @@
+//! Server-sent events through `tower_fal::layer`, each printed as it arrives.
+//!
+//! ```text
+//! cargo run --example stream                                                          a fal in this process
+//! cargo run --example stream -- --live fal-ai/any-llm/stream '{"prompt":"a haiku"}'   the real one, which bills it
+//! ```
+//!
+//! The first needs no network and no arguments: there an event is sent only once the one before it was printed. The
+//! second needs `FAL_KEY`, or `FAL_KEY_ID` and `FAL_KEY_SECRET`, or `FAL_KEY_FILE`.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
+
+use std::{env, error::Error, process::ExitCode};
+
+use bytes::Bytes;
+use http::{Request, Uri, header::CONTENT_TYPE};
+use http_body_util::{BodyExt as _, Full};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use tower::{ServiceBuilder, ServiceExt as _};
+use tower_fal::{Credential, CredentialStore, error::report, mock::MockFal, origin::FalOrigins, source::EnvSource};
+
+/// The longest event that is taken, in bytes.
+const MAX_EVENT: usize = 16 * 1024 * 1024;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] | ["--demo"] => demo().await,
+        ["--live", app, input] => live(app, input).await,
+        _ => Err("either nothing, or: --live fal-ai/any-llm/stream '{\"prompt\":\"a haiku\"}'".into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", report(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn live(app: &str, input: &str) -> Result<(), Box<dyn Error>> {
+    let store = CredentialStore::builder(EnvSource::all()).build().await?;
+    println!("credential: {:?} from {}", store.load().credential(), store.status().source);
+    let url = format!("https://fal.run/{app}").parse()?;
+    stream(&store, FalOrigins::new(), url, input, |event| println!("{event}")).await
+}
+
+async fn demo() -> Result<(), Box<dyn Error>> {
+    let credential = Credential::key("my-key:stream-secret")?;
+    let fal = MockFal::start().await?;
+    fal.accept(&credential);
+    fal.hold_events_after(1);
+    let store = CredentialStore::fixed(credential);
+    let url = fal.run_url("/fal-ai/any-llm/stream");
+    let mut seen = 0;
+    stream(&store, FalOrigins::new().loopback_http(), url, r#"{"prompt":"a haiku"}"#, |event| {
+        println!("{event}");
+        seen += 1;
+        fal.hold_events_after(seen + 1);
+    })
+    .await?;
+    println!("{seen} events, each sent after the one before it was here");
+    Ok(())
+}
+
+/// Runs an app that streams, and hands each event's data on as soon as it is there.
+async fn stream(
+    store: &CredentialStore,
+    origins: FalOrigins,
+    url: Uri,
+    input: &str,
+    mut on_event: impl FnMut(&str),
+) -> Result<(), Box<dyn Error>> {
+    let connector = HttpsConnectorBuilder::new()
+        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
+        .https_or_http()
+        .enable_http1()
+        .enable_http2()
+        .build();
+    let fal = ServiceBuilder::new()
+        .layer(tower_fal::layer(store).auth(|auth| auth.origins(origins)))
+        .service(Client::builder(TokioExecutor::new()).build(connector));
+
+    let request = Request::post(url)
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::copy_from_slice(input.as_bytes())))?;
+    let response = fal.oneshot(request).await?;
+    let status = response.status();
+    if !status.is_success() {
+        return Err(format!("the app answered with {status}").into());
+    }
+    let mut body = response.into_body();
+    let mut events = Events::default();
+    while let Some(frame) = body.frame().await {
+        let Ok(bytes) = frame?.into_data() else { continue };
+        events.push(&bytes, &mut on_event)?;
+    }
+    Ok(())
+}
+
+/// What has come of an event so far. A frame of the body may hold a part of one, or several.
+#[derive(Default)]
+struct Events {
+    line: Vec<u8>,
+    data: String,
+}
+
+impl Events {
+    fn push(&mut self, bytes: &[u8], on_event: &mut impl FnMut(&str)) -> Result<(), Box<dyn Error>> {
+        for &byte in bytes {
+            if byte != b'\n' {
+                self.line.push(byte);
+            } else {
+                self.end_of_line(on_event)?;
+            }
+            if self.line.len() + self.data.len() > MAX_EVENT {
+                return Err("an event is too long".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Data ends with an empty line. Comments and the other fields are passed over.
+    fn end_of_line(&mut self, on_event: &mut impl FnMut(&str)) -> Result<(), Box<dyn Error>> {
+        let line = std::mem::take(&mut self.line);
+        let line = str::from_utf8(line.strip_suffix(b"\r").unwrap_or(&line))?;
+        if let Some(data) = line.strip_prefix("data:") {
+            self.data.push_str(data.strip_prefix(' ').unwrap_or(data));
+            self.data.push('\n');
+        } else if line.is_empty() && !self.data.is_empty() {
+            on_event(self.data.trim_end_matches('\n'));
+            self.data.clear();
+        }
+        Ok(())
+    }
+}
