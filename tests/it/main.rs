@@ -31,5 +31,7 @@ mod support;
 mod transient;
 #[cfg(target_os = "linux")]
 mod watch;
+#[cfg(unix)]
+mod websocket;
 #[cfg(target_os = "linux")]
 mod wipe;
