@@ -20,7 +20,7 @@ def outcome(call):
         return call()
     except fal_client.FalClientHTTPError as error:
         return {"status": error.status_code, "message": error.message, "error_type": error.error_type}
-    except Exception as error:  # a stream that is refused has an error of the SSE library
+    except Exception as error:  # a refused stream or socket has an error of its own library
         return {"error": type(error).__name__}
 
 
@@ -43,6 +43,13 @@ def cancelled():
     handle = fal_client.submit(APP, INPUT)
     handle.cancel()
     return {"again": outcome(handle.cancel), "result": outcome(handle.get)}
+
+
+def realtime():
+    """With the key in the handshake. The client speaks msgpack, and the mock sends it back as it came."""
+    with fal_client.realtime(APP, use_jwt=False, max_buffering=1) as connection:
+        connection.send(INPUT)
+        return connection.recv()
 
 
 def strict_tls():
@@ -71,6 +78,7 @@ print(
             "by_id": outcome(by_id),
             "cancelled": outcome(cancelled),
             "subscribe": outcome(lambda: fal_client.subscribe(APP, INPUT)),
+            "realtime": outcome(realtime),
             "asynchronous": outcome(lambda: asyncio.run(asynchronous())),
         }
     )

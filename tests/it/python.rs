@@ -41,6 +41,7 @@ fn refused(status: u16, at_run: &str, at_queue: &str) -> Value {
         "by_id": error(at_queue),
         "cancelled": error(at_queue),
         "subscribe": error(at_queue),
+        "realtime": {"error": "InvalidStatus"},
         "asynchronous": error(at_run),
     })
 }
@@ -68,10 +69,11 @@ async fn fals_python_client_runs_streams_queues_and_cancels() {
             "result": cancelled(json!("client cancelled"), json!("client_cancelled"), 499),
         },
         "subscribe": output,
+        "realtime": {"prompt": "a cat"},
         "asynchronous": {"run": output, "events": [0, 1, 2], "subscribe": output},
     });
     assert_eq!(drive(&mock).await, expected);
-    assert_eq!(mock.received().await["runs"], 9);
+    assert_eq!(mock.received().await["runs"], 10);
 }
 
 #[tokio::test]
