@@ -15,10 +15,24 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::{env, error::Error, fs, path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    env,
+    error::Error,
+    fs,
+    path::Path,
+    pin::Pin,
+    process::ExitCode,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
-use http::{StatusCode, Uri};
+use http::{Request, Response, Uri};
+use http_body::{Body, Frame};
+use http_body_util::{Empty, Full};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -26,13 +40,14 @@ use tokio_tungstenite::{
     Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
     tungstenite::{self, Message, client::IntoClientRequest as _},
 };
+use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_fal::{
-    Credential, CredentialStore, FalAuthLayer,
-    error::{BoxError, Classification, Reason, classify, report},
+    Credential, CredentialStore, FalAuthError, FalAuthLayer, FalLayer,
+    error::report,
     mock::MockFal,
     origin::FalOrigins,
+    retry::ReplayBody,
     source::{EnvSource, FileSource},
-    store::Reloaded,
 };
 
 #[tokio::main]
@@ -55,7 +70,7 @@ async fn main() -> ExitCode {
 async fn live(app: &str, input: &str) -> Result<(), Box<dyn Error>> {
     let store = CredentialStore::builder(EnvSource::all()).build().await?;
     println!("credential: {:?} from {}", store.load().credential(), store.status().source);
-    let fal = Fal { auth: FalAuthLayer::new(store.clone()), store, connector: connector()? };
+    let fal = Fal { layer: tower_fal::layer(&store), connector: connector()? };
     let mut socket = fal.connect(&format!("wss://ws.fal.run/{app}").parse()?).await?;
     ask(&mut socket, input).await
 }
@@ -73,34 +88,36 @@ async fn demo() -> Result<(), Box<dyn Error>> {
     let source = FileSource::new(&file).poll_every(Duration::from_secs(60 * 60));
     let store = CredentialStore::builder(source).build().await?;
     // The default admits `wss` to fal and nothing else; a mock speaks `ws`.
-    let auth = FalAuthLayer::new(store.clone()).origins(FalOrigins::new().loopback_http());
-    let fal = Fal { auth, store, connector: connector()? };
+    let origins = FalOrigins::new().loopback_http();
+    let auth = FalAuthLayer::new(store.clone()).origins(origins.clone());
+    let fal = Fal { layer: tower_fal::layer(&store).auth(|auth| auth.origins(origins)), connector: connector()? };
     let url = mock.ws_url("/fal-ai/flux/dev");
 
-    println!("1  The file holds first-key, and fal knows it.");
-    let mut socket = fal.connect(&url).await?;
+    println!("1  By hand: authorize() puts the credential on a handshake, and the rest is yours.");
+    let mut handshake = (&url).into_client_request()?;
+    assert!(auth.authorize(&mut handshake));
+    let (mut socket, _) = connect_async_tls_with_config(handshake, None, true, Some(fal.connector.clone())).await?;
     ask(&mut socket, r#"{"prompt":"a lighthouse"}"#).await?;
 
-    println!("2  second-key is in the file, and first-key is revoked, before the store has looked again.");
+    println!("2  Another host gets no credential.");
+    let mut handshake = "wss://ws.fal.run.example.com/fal-ai/flux/dev".into_client_request()?;
+    println!("   authorize() says {}\n", auth.authorize(&mut handshake));
+
+    println!(
+        "3  With the layer. second-key is in the file, and first-key is revoked, before the store has looked again."
+    );
     write(&file, "second-key:websocket-secret-2\n")?;
     mock.accept(&second);
     mock.revoke(&first);
     let mut socket = fal.connect(&url).await?;
     ask(&mut socket, r#"{"prompt":"a lighthouse at night"}"#).await?;
+    println!("   from then on it is {:?}\n", store.load().credential());
 
-    println!("3  second-key is revoked, and the file has no other.");
+    println!("4  second-key is revoked, and the file has no other.");
     mock.revoke(&second);
     match fal.connect(&url).await {
-        Err(NoSocket::Refused { status, said }) if said.reason == Reason::UnknownCredential => {
-            println!("   refused with {status}: {:?} ({})\n", said.reason, said.detail.as_deref().unwrap_or_default());
-        }
+        Err(FalAuthError::Unauthorized(refusal)) => println!("   {:?}: {refusal}", refusal.reason()),
         other => return Err(format!("expected a refusal, and not {other:?}").into()),
-    }
-
-    println!("4  Another host gets no credential.");
-    match fal.connect(&Uri::from_static("wss://ws.fal.run.example.com/fal-ai/flux/dev")).await {
-        Err(NoSocket::NotAdmitted) => println!("   {}", NoSocket::NotAdmitted),
-        other => return Err(format!("expected no connection, and not {other:?}").into()),
     }
     Ok(())
 }
@@ -109,54 +126,52 @@ type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// What a server keeps to open sockets with.
 struct Fal {
-    store: CredentialStore,
-    auth: FalAuthLayer,
+    layer: FalLayer,
     connector: Connector,
 }
 
-/// Why there is no socket.
-#[derive(Debug, thiserror::Error)]
-enum NoSocket {
-    #[error("the policy does not admit this URL, so nothing was sent there")]
-    NotAdmitted,
-    #[error("fal refused the handshake with {status}: {:?}", said.reason)]
-    Refused { status: StatusCode, said: Classification },
-    #[error("the handshake failed")]
-    Failed(#[source] BoxError),
+impl Fal {
+    /// A handshake is a request like any other, so the layer does for it what it does for all of them.
+    async fn connect(&self, url: &Uri) -> Result<Socket, FalAuthError> {
+        let connector = self.connector.clone();
+        let sockets = self.layer.layer(service_fn(move |request| handshake(request, connector.clone())));
+        let request = url.into_client_request().map_err(|error| FalAuthError::Transport(error.into()))?;
+        match sockets.oneshot(request.map(|()| Empty::new())).await?.into_body() {
+            Answer::Opened(socket) => Ok(*socket),
+            Answer::Refused(_) => Err(FalAuthError::Transport("fal opened no socket".into())),
+        }
+    }
 }
 
-impl Fal {
-    /// Opens a socket with the store's current credential, and once more if fal refuses it and there is a newer one.
-    async fn connect(&self, url: &Uri) -> Result<Socket, NoSocket> {
-        let mut again = false;
-        loop {
-            // Taken once and handed along, so that it is known for certain which one is refused.
-            let sent = self.store.load();
-            let mut handshake = url.into_client_request().map_err(|error| NoSocket::Failed(error.into()))?;
-            handshake.extensions_mut().insert(sent.credential().clone());
-            if !self.auth.authorize(&mut handshake) {
-                return Err(NoSocket::NotAdmitted);
-            }
-            println!("   handshake with {:?}", sent.credential());
-            let connector = Some(self.connector.clone());
-            let response = match connect_async_tls_with_config(handshake, None, true, connector).await {
-                Ok((socket, _)) => return Ok(socket),
-                Err(tungstenite::Error::Http(response)) => response,
-                Err(error) => return Err(NoSocket::Failed(error.into())),
-            };
-            // Of the body there is what came along with the head: mostly all of it, and the status is enough to go on.
-            let (status, body) = (response.status(), response.body().as_deref().unwrap_or_default());
-            let said = classify(status, response.headers(), body, Some(sent.credential()));
-            // An application's own 401 is not about the key.
-            let is_about_the_key = status == StatusCode::UNAUTHORIZED && said.reason != Reason::Application;
-            if again || !is_about_the_key {
-                return Err(NoSocket::Refused { status, said });
-            }
-            // Everybody who was refused waits for one look at the source. No newer one is no error of its own.
-            let Ok(Reloaded::Changed(_)) = self.store.reload_past(sent.generation()).await else {
-                return Err(NoSocket::Refused { status, said });
-            };
-            again = true;
+/// tokio-tungstenite as a service: a refusal is an answer, and not an error.
+async fn handshake(
+    request: Request<ReplayBody<Empty<Bytes>>>,
+    connector: Connector,
+) -> Result<Response<Answer>, tungstenite::Error> {
+    match connect_async_tls_with_config(request.map(drop), None, true, Some(connector)).await {
+        Ok((socket, response)) => Ok(response.map(|_| Answer::Opened(Box::new(socket)))),
+        Err(tungstenite::Error::Http(response)) => {
+            // What came along with the head: mostly all of it.
+            Ok(response.map(|body| Answer::Refused(Full::from(body.unwrap_or_default()))))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What a handshake is answered with.
+enum Answer {
+    Opened(Box<Socket>),
+    Refused(Full<Bytes>),
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Self::Opened(_) => Poll::Ready(None),
+            Self::Refused(said) => Pin::new(said).poll_frame(cx),
         }
     }
 }

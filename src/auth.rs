@@ -159,9 +159,9 @@ impl<P> FalAuthLayer<P> {
     /// Returns whether the request carries it now.
     ///
     /// A WebSocket client makes its handshake itself: with tokio-tungstenite that is
-    /// `"wss://…".into_client_request()?`, and the result comes here. `examples/websocket.rs` goes on from there: it
-    /// reads a refusal with [`classify`](crate::error::classify), asks for a newer credential with
-    /// [`reload_past`](CredentialStore::reload_past), and connects again.
+    /// `"wss://…".into_client_request()?`, and the result comes here. `examples/websocket.rs` shows that, and how
+    /// to have the handshake within the layers instead: then a refused one is sent again with a newer credential, or
+    /// becomes an error that says why.
     ///
     /// From here on the header is in that client's hands. One that follows redirects by itself takes it along to any
     /// host: the blocking `tungstenite::connect` does, tokio-tungstenite does not. And tungstenite logs its handshakes
