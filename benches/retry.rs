@@ -8,7 +8,7 @@
 //! | `service_alone` | the service that does nothing |
 //! | `auth` | `FalAuth` around it |
 //! | `layer` | `FalRetry` around `FalAuth`, as `tower_fal::layer` makes it |
-//! | `clone_of_the_head` | cloning and dropping the request's head: what being able to replay costs anybody |
+//! | `clone_of_the_head` | cloning and dropping the request's head: what it costs to keep one as others do |
 //! | `tower_retry` | `tower::retry` around `FalAuth`, with a policy that clones the request and never retries |
 
 #![forbid(unsafe_code)]

@@ -76,6 +76,7 @@ use crate::{error::BoxError, store::CredentialStore};
 pub(crate) mod course;
 mod decision;
 mod future;
+mod head;
 pub(crate) mod judge;
 mod mode;
 mod peeked_body;

@@ -287,7 +287,7 @@ fn authorizing_a_handshake_allocates_nothing() {
 }
 
 #[test]
-fn being_able_to_replay_costs_a_copy_of_the_head_and_one_allocation_if_there_is_a_body() {
+fn being_able_to_replay_costs_two_allocations_for_the_headers_and_one_if_there_is_a_body() {
     let answer = |request: Request<ReplayBody<Full<Bytes>>>| {
         drop(request);
         ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())))
@@ -301,6 +301,7 @@ fn being_able_to_replay_costs_a_copy_of_the_head_and_one_allocation_if_there_is_
             Poll::Ready(Ok(response)) => response,
             _ => unreachable!("the service inside is always ready"),
         });
-        assert_eq!(counted, copy + more);
+        assert_eq!(counted, 2 + more);
+        assert!(counted <= copy + more);
     }
 }

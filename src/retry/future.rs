@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response, request::Parts};
+use http::{Request, Response};
 use http_body::Body;
 use pin_project::pin_project;
 use tower_service::Service;
@@ -16,6 +16,7 @@ use tower_service::Service;
 use super::{
     Mode, Rules,
     course::{Course, Judged, judge, stamp_of},
+    head::Head,
     judge::Verdict,
     replay_body::{Replay, ReplayBody},
 };
@@ -59,7 +60,7 @@ enum State<F, B, R: Body> {
 /// What it takes to send a request again.
 struct Again<S, B> {
     service: S,
-    head: Parts,
+    head: Head,
     body: Replay<B>,
     rules: Arc<Rules>,
     course: Course,
@@ -76,7 +77,7 @@ where
     pub(super) fn new(service: &mut S, request: Request<B>, rules: Arc<Rules>) -> Self {
         let (head, body) = request.into_parts();
         let (first, body) = ReplayBody::new(body, rules.max_body, &rules.memory);
-        let kept = head.clone(); // and not the other way round: a clone has no room for another header
+        let kept = Head::keep(&head);
         let response = service.call(Request::from_parts(head, first));
         let again = Again {
             // The service that was made ready has been called; this one will be made ready before it is.
@@ -194,15 +195,15 @@ impl<S, B> Drop for Again<S, B> {
 
 impl<S, B> Again<S, B> {
     fn request(&self, body: ReplayBody<B>) -> Request<ReplayBody<B>> {
-        let mut head = self.head.clone();
-        self.course.write_to(&mut head.extensions);
-        Request::from_parts(head, body)
+        let mut request = self.head.request(body);
+        self.course.write_to(request.extensions_mut());
+        request
     }
 
     /// How long to wait before the request is sent again after a failure in passing, and the body for that.
     #[cfg(feature = "transient")]
     fn repeat(&mut self, ended: &Ended<'_>) -> Option<(Duration, ReplayBody<B>)> {
-        let Parts { method, uri, extensions, .. } = &self.head;
+        let Head { method, uri, extensions, .. } = &self.head;
         let repeat = Repeat { method, path: uri.path(), extensions };
         let wait = self.course.wait(&self.rules, self.body.is_possible().then_some(repeat), ended)?;
         Some((wait, self.body.start_over()?))
