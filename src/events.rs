@@ -9,6 +9,8 @@ use std::time::Duration;
 #[cfg(feature = "retry")]
 use http::StatusCode;
 
+#[cfg(feature = "axum")]
+use crate::error::FalAuthError;
 #[cfg(feature = "retry")]
 use crate::error::Reason;
 use crate::{
@@ -88,6 +90,33 @@ pub(crate) fn replayed(accepted: bool) {
     let _ = result;
 }
 
+/// Our caller was told that there is no answer from fal; this is the part that the operator is told.
+#[cfg(feature = "axum")]
+pub(crate) fn answered(status: StatusCode, reason: &'static str, error: &FalAuthError) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        status = status.as_u16(),
+        reason,
+        error = without_queries(&report(error)),
+        "a request to fal failed, and so did the one that it was made for"
+    );
+    let _ = (status, reason, error);
+}
+
+/// A text in which URLs end where their queries begin: clients name the URL in their errors, and a query may hold a
+/// token.
+#[cfg(all(feature = "axum", feature = "tracing"))]
+fn without_queries(text: &str) -> String {
+    let mut parts = text.split('?');
+    let mut kept = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        kept.push('?');
+        let query = part.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '>' | ')'));
+        kept.push_str(query.map_or("", |end| &part[end..]));
+    }
+    kept
+}
+
 /// A request's body could not be kept: if the request is refused, it cannot be sent again.
 #[cfg(feature = "retry")]
 pub(crate) fn replay_memory_exhausted(limit: usize) {
@@ -149,4 +178,26 @@ pub(crate) fn world_writable(path: &Path) {
     #[cfg(feature = "tracing")]
     tracing::warn!(path = %path.display(), "the fal key file is writable by everyone: chmod o-w it");
     let _ = path;
+}
+
+#[cfg(all(test, feature = "axum", feature = "tracing"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_left_out_of_a_text_and_nothing_else() {
+        for (text, left) in [
+            (
+                "error sending request for url (https://fal.run/a?fal_jwt_token=hush&b=?c): broken",
+                "error sending request for url (https://fal.run/a??): broken",
+            ),
+            ("at https://fal.run/a?hush", "at https://fal.run/a?"),
+            ("what? \"/a?hush\" or `?hush` and <?hush>", "what? \"/a?\" or `?` and <?>"),
+            ("no question", "no question"),
+            ("?", "?"),
+            ("", ""),
+        ] {
+            assert_eq!(without_queries(text), left);
+        }
+    }
 }

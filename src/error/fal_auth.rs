@@ -23,6 +23,8 @@ use super::{BoxError, Reason, Refusal, ReloadError, causes};
 /// }
 /// # let _ = what_to_do;
 /// ```
+///
+/// With the feature `axum` it is a handler's response; which one, its `IntoResponse` says.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FalAuthError {
