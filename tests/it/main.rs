@@ -3,7 +3,11 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[cfg(unix)]
+mod app;
 mod auth;
+#[cfg(unix)]
+mod axum_images;
 #[cfg(unix)]
 mod file_rotation;
 mod leak;

@@ -1,0 +1,179 @@
+//! An image service: `POST /images` with a prompt, answered with the pictures once they are drawn.
+//!
+//! ```text
+//! cargo run --example axum_images -- --demo
+//! curl -d '{"prompt":"a lighthouse"}' -H content-type:application/json http://127.0.0.1:3000/images
+//! ```
+//!
+//! The work goes through fal's queue: submit, ask for the status, fetch the result. The client is in `State`, as one
+//! type; when fal refuses the key, the caller gets a 502 or 503 that says nothing secret, and the log says the rest.
+//!
+//! fal's answer names the URLs at which to follow a job. They are made here from its id instead: where an answer
+//! leads is not for an answer to say.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::State,
+    http::{Method, Request, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use http_body_util::Full;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tower::{Layer as _, ServiceExt as _};
+use tower_fal::{
+    FalAuthError, FalClient,
+    error::{BoxError, report},
+    retry::Transient,
+};
+use tracing::warn;
+
+use self::serve::{App, Upstream, problem};
+
+mod serve;
+
+const ABOUT: &str = "\
+An image service over fal's queue: POST /images {\"prompt\":…}. It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or
+FAL_KEY_FILE, or one of these:
+
+  --key-file PATH           a file with ID:SECRET, read again whenever it changes
+";
+
+/// Which model draws.
+const MODEL: &str = "fal-ai/flux/schnell";
+
+/// Under which name the queue knows its jobs: the model without what comes after its second name.
+const APP: &str = "fal-ai/flux";
+
+/// How long to wait between two looks at a job. As `@fal-ai/client` 1.10.1 does.
+const POLL: Duration = Duration::from_millis(500);
+
+/// The longest answer that is read, in bytes.
+const MAX_ANSWER: usize = 1024 * 1024;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    serve::run(ABOUT, "--key-file", async |upstream| {
+        let store = upstream.store().await?;
+        let layer = tower_fal::layer(&store)
+            .auth(|auth| auth.origins(upstream.origins.clone()))
+            // Asking again how a job is doing costs nothing. A POST is never repeated: fal bills it.
+            .retry(|retry| retry.transient(Transient::default()));
+        let client = Client::builder(TokioExecutor::new()).build(Upstream::connector()?);
+        let images =
+            Images { fal: FalClient::over(layer.layer(client)), queue_url: upstream.queue_url.as_str().into() };
+        let router = Router::new().route("/images", post(draw)).with_state(images);
+        let try_it = r#"-d '{"prompt":"a lighthouse"}' -H content-type:application/json {}/images"#;
+        Ok(App::new(router, store, try_it))
+    })
+    .await
+}
+
+#[derive(Clone)]
+struct Images {
+    fal: FalClient,
+    queue_url: Arc<str>,
+}
+
+#[derive(Deserialize)]
+struct Order {
+    prompt: String,
+}
+
+#[derive(Deserialize)]
+struct Submitted {
+    request_id: String,
+}
+
+#[derive(Deserialize)]
+struct Progress {
+    status: String,
+}
+
+/// If the caller goes away, or time is up, this is dropped where it waits. The job goes on, and is billed.
+async fn draw(State(images): State<Images>, Json(order): Json<Order>) -> Result<Json<Value>, Failed> {
+    let job: Submitted = images.call(Method::POST, MODEL, json!({ "prompt": order.prompt }).to_string()).await?;
+    if !is_id(&job.request_id) {
+        return Err(Failed::Answer("it has a request id that is none".into()));
+    }
+    let result = format!("{APP}/requests/{}", job.request_id);
+    let status = format!("{result}/status");
+    loop {
+        let progress: Progress = images.call(Method::GET, &status, String::new()).await?;
+        if progress.status == "COMPLETED" {
+            // Also if it failed: then the result is an error.
+            return Ok(Json(images.call(Method::GET, &result, String::new()).await?));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Whether it can be part of a path and is nothing else.
+fn is_id(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+impl Images {
+    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: String) -> Result<T, Failed> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}/{path}", self.queue_url))
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::<Bytes>::from(body))
+            .map_err(|error| Failed::Answer(error.into()))?;
+        let (head, body) = self.fal.clone().oneshot(request).await?.into_parts();
+        if !head.status.is_success() {
+            return Err(Failed::Status(head.status));
+        }
+        let body =
+            axum::body::to_bytes(Body::new(body), MAX_ANSWER).await.map_err(|error| Failed::Answer(error.into()))?;
+        serde_json::from_slice(&body).map_err(|error| Failed::Answer(error.into()))
+    }
+}
+
+/// Why there are no pictures.
+enum Failed {
+    /// There is no answer, or the key was refused.
+    Fal(FalAuthError),
+    /// An answer, and no good one.
+    Status(StatusCode),
+    /// An answer that cannot be read.
+    Answer(BoxError),
+}
+
+impl From<FalAuthError> for Failed {
+    fn from(error: FalAuthError) -> Self {
+        Self::Fal(error)
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        match self {
+            // It writes to the log itself.
+            Self::Fal(error) => error.into_response(),
+            // The model does not want this prompt.
+            Self::Status(StatusCode::UNPROCESSABLE_ENTITY) => problem(StatusCode::UNPROCESSABLE_ENTITY, "input"),
+            Self::Status(status) => {
+                warn!(%status, "fal could not do it");
+                match status {
+                    StatusCode::TOO_MANY_REQUESTS => problem(StatusCode::SERVICE_UNAVAILABLE, "busy"),
+                    StatusCode::GATEWAY_TIMEOUT => problem(status, "timeout"),
+                    _ => problem(StatusCode::BAD_GATEWAY, "failed"),
+                }
+            }
+            Self::Answer(error) => {
+                warn!(error = report(&*error), "fal's answer cannot be read");
+                problem(StatusCode::BAD_GATEWAY, "answer")
+            }
+        }
+    }
+}
