@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf, process::Stdio, time::Duration};
 
+use axum::Router;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -13,7 +14,8 @@ use hyper_util::{
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{TcpListener, TcpStream},
     process::{Child, ChildStdout, Command},
     task::JoinHandle,
     time::timeout,
@@ -101,6 +103,23 @@ impl App {
         self.send(Request::get(path).body(String::new()).unwrap()).await
     }
 
+    /// What comes back for these bytes, until the connection is closed.
+    pub(crate) async fn raw(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.url.strip_prefix("http://").unwrap()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("no answer").unwrap();
+        answer
+    }
+
+    /// Whether a body of so many bytes is refused before it is sent. (A client that sends it meanwhile may see no
+    /// answer, as the server does not read on.)
+    pub(crate) async fn refuses_body_of(&self, bytes: usize, path: &str) -> bool {
+        let head = "host: localhost\r\ncontent-type: application/json\r\nconnection: close";
+        let request = format!("POST {path} HTTP/1.1\r\n{head}\r\ncontent-length: {bytes}\r\n\r\n");
+        self.raw(&request).await.starts_with("HTTP/1.1 413")
+    }
+
     /// Sends a signal.
     pub(crate) async fn signal(&self, signal: &str) {
         let kill = format!("kill -{signal} {}", self.child.id().unwrap());
@@ -126,7 +145,7 @@ impl App {
     pub(crate) async fn refuses_connections(&self) {
         let address = self.url.strip_prefix("http://").unwrap();
         let refused = timeout(PATIENCE, async {
-            while tokio::net::TcpStream::connect(address).await.is_ok() {
+            while TcpStream::connect(address).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
@@ -190,6 +209,26 @@ pub(crate) fn app(name: &'static str) -> Command {
         command.env_remove(variable);
     }
     command
+}
+
+/// A server within the test, which ends with this.
+pub(crate) struct Served {
+    pub(crate) url: String,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl Served {
+    pub(crate) async fn new(router: Router) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        Self { url, task: tokio::spawn(axum::serve(listener, router).into_future()) }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// A file that is replaced as a whole.

@@ -8,11 +8,11 @@ use std::{
 use axum::{Json, Router, extract::State};
 use http::{Request, StatusCode, Uri};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, time::Instant};
+use tokio::time::Instant;
 use tower_fal::mock::{Failure, Lock, MockFal, Presented};
 
 use crate::{
-    app::{Answer, App, KeyFile, app},
+    app::{Answer, App, KeyFile, Served, app},
     support::{key, key_text},
 };
 
@@ -119,13 +119,10 @@ async fn no_url_and_no_path_of_an_answer_is_followed() {
         (json!("a".repeat(65)), vec!["/fal-ai/flux/schnell"]),
         (json!(7), vec!["/fal-ai/flux/schnell"]),
     ] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
         let seen = Seen::default();
-        let fake = Router::new().fallback(queue).with_state((id.clone(), seen.clone()));
-        let fake = tokio::spawn(axum::serve(listener, fake).into_future());
+        let fake = Served::new(Router::new().fallback(queue).with_state((id.clone(), seen.clone()))).await;
         let file = KeyFile::new(&key_text(1));
-        let app = App::start(NAME, &["--key-file", file.path().to_str().unwrap(), "--fal-queue-url", &url]).await;
+        let app = App::start(NAME, &["--key-file", file.path().to_str().unwrap(), "--fal-queue-url", &fake.url]).await;
         let answer = app.send(order("a cat")).await;
         if paths.len() > 1 {
             assert_eq!(answer.status, 200);
@@ -134,7 +131,6 @@ async fn no_url_and_no_path_of_an_answer_is_followed() {
         }
         assert_eq!(*seen.lock().unwrap(), paths, "{id}");
         app.end().await.well();
-        fake.abort();
     }
 }
 
@@ -206,7 +202,7 @@ async fn what_is_open_when_the_drain_is_over_is_closed() {
 async fn a_request_has_a_time_out_and_its_body_a_limit() {
     let fal = MockFal::start().await.unwrap();
     let (app, _key) = App::against(NAME, &fal, &["--request-timeout", "0.2"]).await;
-    assert_eq!(app.send(order(&"a".repeat(1024 * 1024))).await.status, 413);
+    assert!(app.refuses_body_of(1024 * 1024 + 1, "/images").await);
     assert_eq!(fal.requests(), 0);
     fal.set_latency(Duration::from_secs(600));
     assert_eq!(app.send(order("a cat")).await.status, 504);

@@ -9,6 +9,8 @@ mod auth;
 #[cfg(unix)]
 mod axum_images;
 #[cfg(unix)]
+mod axum_layer;
+#[cfg(unix)]
 mod file_rotation;
 mod leak;
 mod matrix;
