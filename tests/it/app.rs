@@ -56,7 +56,13 @@ impl App {
     /// Returns once it listens.
     pub(crate) async fn start(name: &'static str, arguments: &[&str]) -> Self {
         let mut command = app(name);
-        command.args(["--listen", "127.0.0.1:0"]).args(arguments);
+        command.args(arguments);
+        Self::of(command).await
+    }
+
+    /// Returns once it listens.
+    pub(crate) async fn of(mut command: Command) -> Self {
+        command.args(["--listen", "127.0.0.1:0"]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut stderr = child.stderr.take().unwrap();
@@ -209,6 +215,13 @@ pub(crate) fn app(name: &'static str) -> Command {
         command.env_remove(variable);
     }
     command
+}
+
+/// What it says if it does not even start: its exit code, standard output and standard error.
+pub(crate) async fn gives_up(command: &mut Command) -> (Option<i32>, String, String) {
+    let output = timeout(PATIENCE, command.output()).await.expect("it has started").unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
 /// A server within the test, which ends with this.

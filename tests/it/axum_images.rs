@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tower_fal::mock::{Failure, Lock, MockFal, Presented};
 
 use crate::{
-    app::{Answer, App, KeyFile, Served, app},
+    app::{Answer, App, KeyFile, Served, app, gives_up},
     support::{key, key_text},
 };
 
@@ -248,13 +248,11 @@ async fn what_is_missing_or_mistaken_is_said_and_no_word_of_what_may_be_a_key() 
         (2, vec!["--tenants", "hush"], "no option"),
         (2, vec!["hush"], "no option"),
     ] {
-        let output = app(NAME).args(&arguments).output().await.unwrap();
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
+        let (exit, printed, told) = gives_up(app(NAME).args(&arguments)).await;
+        assert_eq!(exit, Some(code), "{arguments:?}: {told}");
         assert!(told.contains(says) && !told.contains("hush"), "{arguments:?}: {told}");
-        assert!(output.stdout.is_empty());
+        assert_eq!(printed, "");
     }
-    let help = app(NAME).arg("--help").output().await.unwrap();
-    let help = (help.status.success(), String::from_utf8(help.stdout).unwrap());
-    assert!(help.0 && help.1.contains("--key-file") && help.1.contains("--drain-timeout"), "{help:?}");
+    let (code, help, _) = gives_up(app(NAME).arg("--help")).await;
+    assert!(code == Some(0) && help.contains("--key-file") && help.contains("--drain-timeout"), "{help}");
 }

@@ -7,6 +7,8 @@
 mod app;
 mod auth;
 #[cfg(unix)]
+mod axum_byok;
+#[cfg(unix)]
 mod axum_images;
 #[cfg(unix)]
 mod axum_layer;
