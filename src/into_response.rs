@@ -5,6 +5,7 @@ use axum_core::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
+use http_body_util::LengthLimitError;
 use serde_json::json;
 
 use crate::{
@@ -25,11 +26,12 @@ use crate::{
 /// | | `AccessDenied` | 502 | `access_denied` |
 /// | either | `Application` | 502 | `application` |
 /// | | `Unknown` | 502 | `unknown` |
-/// | `Transport` | a time-out is among its causes: tower's, Tokio's, the system's, or with `reqwest-middleware` reqwest's | 504 | `timeout` |
+/// | `Transport` | a time-out is among its causes: tower's, Tokio's, the system's, or with `reqwest` reqwest's | 504 | `timeout` |
+/// | | the request's body was longer than a limit around it allows, such as tower-http's | 413 | `body_too_long` |
 /// | | anything else | 502 | `transport` |
 ///
-/// The status is that of a server whose own call failed: your callers did nothing wrong, and a 401 would have them
-/// look for a mistake in *their* credentials. A locked account is a 503, as the server cannot do its work until
+/// The status is that of a server whose own call failed: but for a body that they sent, your callers did nothing wrong,
+/// and a 401 would have them look for a mistake in *their* credentials. A locked account is a 503, as the server cannot do its work until
 /// somebody has paid. There is no `Retry-After`, since fal states no time after which it would be worth it.
 ///
 /// The body is `application/problem+json` (RFC 9457) and says no more than the table:
@@ -56,14 +58,14 @@ use crate::{
 /// axum::Router::new().route("/draw", axum::routing::post(draw)).with_state(fal)
 /// # }
 /// ```
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl IntoResponse for FalAuthError {
     fn into_response(self) -> Response {
         let (status, reason) = match &self {
             Self::Unauthorized(refusal) | Self::Forbidden(refusal) => {
                 (status_of(refusal.reason()), refusal.reason().as_str())
             }
-            Self::Transport(error) if timed_out(&**error) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
-            Self::Transport(_) => (StatusCode::BAD_GATEWAY, "transport"),
+            Self::Transport(error) => status_without_answer(&**error),
         };
         events::answered(status, reason, &self);
         let mut response = Response::new(problem(status, reason));
@@ -90,16 +92,24 @@ fn status_of(reason: Reason) -> StatusCode {
     }
 }
 
-fn timed_out(error: &(dyn Error + 'static)) -> bool {
-    causes(error).any(|cause| {
-        #[cfg(feature = "reqwest-middleware")]
-        if cause.downcast_ref::<reqwest_middleware::reqwest::Error>().is_some_and(|error| error.is_timeout()) {
-            return true;
-        }
-        cause.is::<tower::timeout::error::Elapsed>()
-            || cause.is::<tokio::time::error::Elapsed>()
-            || cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
-    })
+fn status_without_answer(error: &(dyn Error + 'static)) -> (StatusCode, &'static str) {
+    if causes(error).any(|cause| cause.is::<LengthLimitError>()) {
+        (StatusCode::PAYLOAD_TOO_LARGE, "body_too_long")
+    } else if causes(error).any(is_time_out) {
+        (StatusCode::GATEWAY_TIMEOUT, "timeout")
+    } else {
+        (StatusCode::BAD_GATEWAY, "transport")
+    }
+}
+
+fn is_time_out(error: &(dyn Error + 'static)) -> bool {
+    #[cfg(feature = "reqwest")]
+    if error.downcast_ref::<reqwest::Error>().is_some_and(|error| error.is_timeout()) {
+        return true;
+    }
+    error.is::<tower::timeout::error::Elapsed>()
+        || error.is::<tokio::time::error::Elapsed>()
+        || error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 fn problem(status: StatusCode, reason: &'static str) -> Body {
@@ -211,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_failed_without_an_answer_is_a_504_when_time_was_up_and_else_a_502() {
+    async fn a_request_that_failed_without_an_answer_is_a_504_when_time_was_up_a_413_when_too_long_and_else_a_502() {
         let zero = std::time::Duration::ZERO;
         let elapsed = tokio::time::timeout(zero, std::future::pending::<()>()).await.unwrap_err();
         let timeouts: [BoxError; 4] = [
@@ -228,6 +238,12 @@ mod tests {
             assert_eq!((status, body), (504, problem));
             assert!(response.extensions().get::<Refusal>().is_none());
         }
+        let too_long = http_body_util::Limited::new(http_body_util::Full::<Bytes>::from("hush"), 3).collect().await;
+        let (status, body, _) = answer(FalAuthError::Transport(io::Error::other(too_long.unwrap_err()).into())).await;
+        let problem =
+            json!({"type": "about:blank", "title": "Payload Too Large", "status": 413, "reason": "body_too_long"});
+        assert_eq!((status, body), (413, problem));
+
         for error in ["hush".into(), BoxError::from(io::Error::from(io::ErrorKind::ConnectionRefused))] {
             let (status, body, _) = answer(FalAuthError::Transport(error)).await;
             let problem = json!({"type": "about:blank", "title": "Bad Gateway", "status": 502, "reason": "transport"});

@@ -46,7 +46,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `retry` (default) | `FalRetryLayer` and `layer`: reload and replay once on a 401, typed errors for 401 and 403 |
-//! | `axum` | `FalAuthError` as an axum handler's response: 502, 503 or 504, with a body that says nothing secret |
+//! | `axum` | `FalAuthError` as an axum handler's response: 502, 503, 504 or 413, with a body that says nothing secret |
 //! | `transient` | retries of what fails in passing, for requests that may be repeated |
 //! | `client` | `FalClient`: a boxed client over hyper-util, for `State` and struct fields |
 //! | `client-rustls` | `FalClient::rustls` |

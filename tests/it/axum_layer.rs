@@ -237,11 +237,18 @@ async fn a_second_signal_ends_what_the_first_one_waits_for() {
 #[tokio::test]
 async fn a_body_has_a_limit_and_an_answer_must_begin_in_time() {
     let fal = MockFal::start().await.unwrap();
-    let (app, _file) = App::against(NAME, &fal, &["--request-timeout", "0.2"]).await;
+    let (app, _file) = App::against(NAME, &fal, &["--request-timeout", "2"]).await;
     for way in WAYS {
         assert!(app.refuses_body_of(1024 * 1024 + 1, &format!("{way}/fal-ai/flux")).await, "{way}");
     }
     assert_eq!(fal.requests(), 0);
+    // One whose length nobody has stated is found out when it is on its way.
+    for way in WAYS {
+        let head = "host: localhost\r\nconnection: close\r\ntransfer-encoding: chunked";
+        let (length, chunk) = (1024 * 1024 + 1, "a".repeat(1024 * 1024 + 1));
+        let answer = app.raw(&format!("POST {way}/fal-ai/flux HTTP/1.1\r\n{head}\r\n\r\n{length:x}\r\n{chunk}")).await;
+        assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("body_too_long"), "{way}: {answer}");
+    }
     fal.set_latency(Duration::from_secs(600));
     for way in WAYS {
         assert_eq!(app.send(post(&format!("{way}/fal-ai/flux"))).await.status, 504, "{way}");
