@@ -14,6 +14,8 @@ mod axum_images;
 mod axum_layer;
 #[cfg(unix)]
 mod file_rotation;
+#[cfg(unix)]
+mod fleet;
 mod leak;
 mod matrix;
 mod mock;

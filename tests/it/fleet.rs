@@ -1,0 +1,142 @@
+//! Eight processes on one secret directory, as eight pods have it from kubelet: rotated under load, then spoilt.
+
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Request, StatusCode, header::CONTENT_TYPE};
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tower_fal::mock::MockFal;
+
+use crate::{
+    app::App,
+    support::{KubeletVolume, key, key_text},
+};
+
+const PODS: usize = 8;
+const CALLERS: usize = 3;
+
+/// Those who call one of the processes, again and again.
+#[derive(Clone, Default)]
+struct Caller {
+    sent: Arc<AtomicU64>,
+    answered: Arc<AtomicU64>,
+}
+
+fn order() -> Request<String> {
+    Request::post("/images").header(CONTENT_TYPE, "application/json").body(r#"{"prompt":"a cat"}"#.to_owned()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fleet_rotates_without_a_failed_request_and_a_corrupt_secret_takes_none_of_it_out() {
+    let fal = MockFal::start().await.unwrap();
+    fal.accept(&key(1));
+    let mut secret = KubeletVolume::new(key_text(1));
+    let path = secret.path();
+    let (run, queue) = (fal.run_origin(), fal.queue_origin());
+    let arguments =
+        ["--key-file", path.to_str().unwrap(), "--fal-run-url", &run, "--fal-queue-url", &queue, "--drain-delay", "0"];
+    let mut pods = Vec::new();
+    for _ in 0..PODS {
+        pods.push(Arc::new(App::start("axum_images", &arguments).await));
+    }
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut calls = JoinSet::new();
+    let mut callers = Vec::new();
+    for pod in &pods {
+        for _ in 0..CALLERS {
+            let caller = Caller::default();
+            callers.push(caller.clone());
+            let (pod, stop) = (Arc::clone(pod), Arc::clone(&stop));
+            calls.spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    caller.sent.fetch_add(1, Ordering::Relaxed);
+                    let answer = pod.send(order()).await;
+                    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+                    caller.answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    }
+    // An answer to what was sent from now on, for each of them.
+    let each_is_answered = async || {
+        for caller in &callers {
+            let sent = caller.sent.load(Ordering::Relaxed);
+            while caller.answered.load(Ordering::Relaxed) <= sent {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    let story = async {
+        each_is_answered().await;
+
+        fal.accept(&key(2));
+        secret.update(key_text(2));
+        for pod in &pods {
+            pod.ready_where(|status, report| status == StatusCode::OK && report["key_id"] == "id-2").await;
+        }
+        // What the README's query tells: every one of them has it.
+        fal.revoke(&key(1));
+        each_is_answered().await;
+
+        secret.update("half a key");
+        for pod in &pods {
+            let report = pod.ready_where(|_, report| report["consecutive_failures"] != 0).await;
+            assert_eq!((&report["ready"], &report["key_id"]), (&true.into(), &"id-2".into()), "{report}");
+            assert_eq!(report["degraded"], Value::from(vec!["reload_failing"]), "{report}");
+            pod.ready_where(|status, _| status == StatusCode::OK).await;
+        }
+        each_is_answered().await;
+    };
+    tokio::select! {
+        () = story => {}
+        Some(Err(failed)) = calls.join_next() => std::panic::resume_unwind(failed.into_panic()),
+    }
+    stop.store(true, Ordering::Relaxed);
+    calls.join_all().await;
+
+    let sent: u64 = callers.iter().map(|caller| caller.sent.load(Ordering::Relaxed)).sum();
+    let answered: u64 = callers.iter().map(|caller| caller.answered.load(Ordering::Relaxed)).sum();
+    assert!(sent >= 3 * (PODS * CALLERS) as u64, "{sent}");
+    assert_eq!(answered, sent, "none of them failed");
+    assert_eq!(fal.runs(), sent, "and none of them ran twice");
+    for pod in pods {
+        let pod = Arc::into_inner(pod).unwrap();
+        pod.signal("TERM").await;
+        pod.ended().await.well();
+    }
+}
+
+#[test]
+fn the_manifests_agree_with_the_server_and_with_each_other() {
+    let manifest =
+        |name: &str| fs::read_to_string(format!("{}/examples/kubernetes/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let (deployment, secret) = (manifest("deployment.yaml"), manifest("secret.yaml"));
+    let after = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.trim_start().trim_start_matches("- ").starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("no {name}"));
+        line.split(" #").next().unwrap().split_once(':').unwrap().1.trim().to_owned()
+    };
+    // The file that the server looks for is the one that the Secret becomes.
+    let key_file = deployment.lines().skip_while(|line| !line.contains("FAL_KEY_FILE")).nth(1).unwrap();
+    assert_eq!(key_file.trim(), format!("value: {}/key", after(&deployment, "mountPath")));
+    assert!(secret.contains("\n  key: "));
+    assert_eq!(after(&secret, "name"), after(&deployment, "secretName"));
+    assert!(!deployment.lines().any(|line| line.trim_start().starts_with("subPath")), "it would never be rotated");
+
+    // What is being answered has the time that it was promised.
+    let args = after(&deployment, "args");
+    let seconds = |name: &str| -> u64 {
+        let value = args.split(name).nth(1).unwrap().split('"').nth(1).unwrap();
+        value.parse().unwrap()
+    };
+    let grace: u64 = after(&deployment, "terminationGracePeriodSeconds").parse().unwrap();
+    assert!(grace > seconds("--drain-delay") + seconds("--drain-timeout"));
+}
