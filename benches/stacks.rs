@@ -97,9 +97,9 @@ fn over_loopback(server: SocketAddr) -> Vec<Case> {
             "`FalAuthMiddleware`",
             through_middleware(builder().with(FalAuthMiddleware::from(auth())).build(), url.clone()),
         ),
-        case("plugin", through_middleware(layer.clone().reqwest(client()), url.clone())),
-        case("`ReqwestService`", through_tower(ReqwestService::new(client()), url.clone())),
-        case("`layer` over it", through_tower(layer.layer(ReqwestService::new(client())), url)),
+        case("plugin", through_middleware(layer.clone().reqwest(client_builder()).unwrap(), url.clone())),
+        case("`ReqwestService`", through_tower(ReqwestService::from(client()), url.clone())),
+        case("`layer` over it", through_tower(layer.layer(ReqwestService::from(client())), url)),
     ]
 }
 
@@ -175,12 +175,16 @@ fn median(samples: impl Iterator<Item = f64>) -> f64 {
 }
 
 fn client() -> reqwest::Client {
+    client_builder().build().unwrap()
+}
+
+fn client_builder() -> reqwest::ClientBuilder {
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
-    reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls).build().unwrap()
+    reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls)
 }
 
 fn store() -> CredentialStore {

@@ -6,7 +6,7 @@
 //!
 //! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let store = CredentialStore::builder(FileSource::new("/run/secrets/fal/key")).build().await?;
-//! let fal = tower_fal::layer(&store).reqwest(reqwest::Client::new());
+//! let fal = tower_fal::layer(&store).reqwest(reqwest::Client::builder())?;
 //!
 //! let request = fal.post("https://fal.run/fal-ai/flux/dev").json(&json!({"prompt": "a lighthouse"}));
 //! match request.send().await {
@@ -26,16 +26,17 @@
 //! ```
 //! # use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware};
 //! use std::time::Duration;
-//! use tower_fal::{FalRetryLayer, reqwest_plugin::{FalAuthMiddleware, FalRetryMiddleware}};
+//! use tower_fal::{FalRetryLayer, reqwest_plugin::{FalAuthMiddleware, FalRetryMiddleware}, reqwest_service::same_origin};
 //!
-//! # fn client(store: tower_fal::CredentialStore, tracing: impl Middleware) -> ClientWithMiddleware {
+//! # fn client(store: tower_fal::CredentialStore, tracing: impl Middleware) -> reqwest::Result<ClientWithMiddleware> {
+//! let client = reqwest::Client::builder().redirect(same_origin()).build()?;
 //! let retry = FalRetryLayer::new(store.clone()).reload_wait(Duration::from_secs(5)); // options are the layers' own
-//! ClientBuilder::new(reqwest::Client::new())
+//! let fal = ClientBuilder::new(client)
 //!     .with(tracing)
 //!     .with(FalRetryMiddleware::from(retry))
 //!     .with(FalAuthMiddleware::new(store))
-//!     .build()
-//! # }
+//!     .build();
+//! # Ok(fal) }
 //! ```
 //!
 //! # A request with its own credential
@@ -47,8 +48,10 @@
 //! [`max_body`](FalRetryLayer::max_body) and [`replay_memory`](FalRetryLayer::replay_memory) have no say here.
 //!
 //! # Redirects
-//! reqwest follows them inside of all middleware, and takes `authorization` off where one leads to another host, port
-//! or scheme. What is answered from there is passed on untouched: another host's 401 reloads nothing.
+//! reqwest follows them inside of all middleware. [`FalLayer::reqwest`] has it follow those within an origin only; any
+//! other is the response. A client of your own must have the same policy, [`same_origin`], or none:
+//! [why](crate::reqwest_service#redirects). What another origin answers all the same is passed on untouched: it reloads
+//! nothing.
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
@@ -67,7 +70,7 @@ use crate::{
     error::FalAuthError,
     layer::FalLayer,
     origin::{FalOrigins, OriginPolicy},
-    reqwest_service::{is_elsewhere, with_url},
+    reqwest_service::{is_elsewhere, same_origin, with_url},
     retry::{
         FalRetryLayer, Mode, Rules, Typed,
         course::{Course, Judged, judge, stamp_of},
@@ -77,16 +80,21 @@ use crate::{
 };
 
 impl<M: Mode, P: OriginPolicy + Send + Sync + 'static> FalLayer<M, P> {
-    /// The usual client: these two layers around a `reqwest::Client`. See [`reqwest_plugin`](self).
-    #[must_use]
-    pub fn reqwest(self, client: reqwest::Client) -> ClientWithMiddleware {
+    /// The usual client: these two layers around the `reqwest::Client` that is built here, by the redirect policy
+    /// [`same_origin`]. See [`reqwest_plugin`](self).
+    ///
+    /// # Errors
+    /// Those of [`reqwest::ClientBuilder::build`].
+    pub fn reqwest(self, client: reqwest::ClientBuilder) -> reqwest::Result<ClientWithMiddleware> {
+        let client = client.redirect(same_origin()).build()?;
         let (retry, auth) = self.into_layers();
-        ClientBuilder::new(client).with(FalRetryMiddleware::from(retry)).with(FalAuthMiddleware::from(auth)).build()
+        Ok(ClientBuilder::new(client).with(FalRetryMiddleware::from(retry)).with(FalAuthMiddleware::from(auth)).build())
     }
 }
 
 /// [`FalAuth`](crate::FalAuth) as a middleware of `reqwest-middleware`: the current credential on every request that
-/// may carry it. See the [module docs](self) for the order: inside [`FalRetryMiddleware`].
+/// may carry it. See the [module docs](self) for the order, inside [`FalRetryMiddleware`], and for the redirect policy
+/// that the client must have.
 ///
 /// Its options are those of [`FalAuthLayer`], which it is made from.
 pub struct FalAuthMiddleware<P = FalOrigins> {

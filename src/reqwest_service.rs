@@ -11,9 +11,10 @@
 //! use tower_fal::{CredentialStore, reqwest_service::ReqwestService};
 //!
 //! # async fn call(store: CredentialStore) -> Result<(), Box<dyn std::error::Error>> {
+//! let client = ReqwestService::new(reqwest::Client::builder())?;
 //! let fal = ServiceBuilder::new()
 //!     .layer(tower_fal::layer(&store))
-//!     .service(ReqwestService::new(reqwest::Client::new()));
+//!     .service(client);
 //!
 //! let request = Request::post("https://fal.run/fal-ai/flux/dev").body(Full::new(Bytes::from_static(b"{}")))?;
 //! let response = fal.oneshot(request).await?;
@@ -25,11 +26,14 @@
 //! `reqwest::Response::from(response)` has them, and reqwest's ways to read a body as well.
 //!
 //! # Redirects
-//! reqwest follows redirects by itself, up to ten, and takes `authorization` off where one leads to another host,
-//! port or scheme. What a host answers to which a redirect has led is not held against the credential: it reloads
-//! nothing. A request with a body cannot be redirected by 307 or 308, as its body is gone by then. Use
-//! [`redirect::Policy::none`](reqwest::redirect::Policy::none) to see redirects, and tower-http's `FollowRedirect` to
-//! have the origin policy asked on each hop.
+//! reqwest follows redirects inside, where no origin policy is asked. So those that lead to another origin are not
+//! followed but handed on, by the client's redirect policy: [`same_origin`]. [`ReqwestService::new`] sets it; **a client
+//! that was built already must have it, or [`Policy::none`](redirect::Policy::none)**. By its own policy reqwest takes
+//! `authorization` off when it goes to another origin, but when that one redirects to itself, the header is back: so in
+//! reqwest 0.13.5.
+//!
+//! A request with a body is not redirected by 307 or 308, as its body is gone by then. tower-http's `FollowRedirect`
+//! around these layers follows redirects to other origins, and has the origin policy asked on each hop.
 
 use std::{
     fmt,
@@ -42,7 +46,7 @@ use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
-use reqwest::{Client, ResponseBuilderExt as _, Url};
+use reqwest::{Client, ClientBuilder, ResponseBuilderExt as _, Url, redirect};
 use tower_service::Service;
 
 use crate::{auth::FromElsewhere, error::BoxError};
@@ -56,17 +60,37 @@ pub struct ReqwestService {
 }
 
 impl ReqwestService {
-    /// The service that sends with this client.
-    #[must_use]
-    pub fn new(client: Client) -> Self {
+    /// The service that sends with the client that is built here, by the redirect policy [`same_origin`].
+    ///
+    /// # Errors
+    /// Those of [`ClientBuilder::build`].
+    pub fn new(client: ClientBuilder) -> reqwest::Result<Self> {
+        Ok(client.redirect(same_origin()).build()?.into())
+    }
+}
+
+/// The service that sends with this client. See the [module docs](self) for the redirect policy that it must have.
+impl From<Client> for ReqwestService {
+    fn from(client: Client) -> Self {
         Self { client }
     }
 }
 
-impl From<Client> for ReqwestService {
-    fn from(client: Client) -> Self {
-        Self::new(client)
-    }
+/// Follows redirects within an origin, up to ten, and hands any other on as the response.
+///
+/// For every client that sends a credential:
+///
+/// ```
+/// # fn client() -> reqwest::Result<reqwest::Client> {
+/// reqwest::Client::builder().redirect(tower_fal::reqwest_service::same_origin()).build()
+/// # }
+/// ```
+#[must_use]
+pub fn same_origin() -> redirect::Policy {
+    redirect::Policy::custom(|attempt| {
+        let stays = attempt.previous().last().is_some_and(|from| from.origin() == attempt.url().origin());
+        if stays { redirect::Policy::default().redirect(attempt) } else { attempt.stop() }
+    })
 }
 
 impl<B> Service<Request<B>> for ReqwestService
@@ -138,7 +162,8 @@ impl fmt::Debug for ResponseFuture {
     }
 }
 
-/// Whether an answer comes from another origin than the one that was asked, as a redirect has led there.
+/// Whether an answer comes from another origin than the one that was asked, as a client by other rules than
+/// [`same_origin`] has followed a redirect there.
 pub(crate) fn is_elsewhere(asked: &Uri, answered: &Url) -> bool {
     Url::parse(&asked.to_string()).map_or(true, |asked| asked.origin() != answered.origin())
 }

@@ -25,9 +25,9 @@ use http::{
 use http_body_util::{BodyExt as _, Channel, Full};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
 use tokio::net::TcpListener;
-use tower::{ServiceBuilder, ServiceExt as _};
+use tower::{Layer as _, ServiceBuilder, ServiceExt as _};
 use tower_fal::{
-    CredentialStore, FalAuthError, FalAuthLayer, FalLayer, FalRetryLayer,
+    CredentialStore, FalAuth, FalAuthError, FalAuthLayer, FalLayer, FalRetry, FalRetryLayer,
     error::{Reason, Refusal},
     mock::MockFal,
     origin::FalOrigins,
@@ -101,7 +101,15 @@ impl World {
     }
 
     fn plugin(&self) -> ClientWithMiddleware {
-        self.layer().reqwest(client())
+        self.layer().reqwest(builder()).unwrap()
+    }
+
+    fn service(&self) -> FalRetry<FalAuth<ReqwestService>> {
+        self.layer().layer(ReqwestService::new(builder()).unwrap())
+    }
+
+    fn auth(&self) -> FalAuthLayer {
+        FalAuthLayer::new(self.store.clone()).origins(FalOrigins::new().loopback_http())
     }
 
     fn reloads(&self) -> usize {
@@ -110,8 +118,12 @@ impl World {
 }
 
 fn client() -> reqwest::Client {
+    builder().build().unwrap()
+}
+
+fn builder() -> reqwest::ClientBuilder {
     // Without the proxies of whoever runs the tests, and without the roots of their system.
-    reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls()).build().unwrap()
+    reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls())
 }
 
 fn tls() -> rustls::ClientConfig {
@@ -122,25 +134,64 @@ fn tls() -> rustls::ClientConfig {
         .with_no_client_auth()
 }
 
+fn get_from(url: String) -> Request<Full<Bytes>> {
+    Request::get(url).body(Full::default()).unwrap()
+}
+
 #[track_caller]
 fn refusal(error: &reqwest_middleware::Error) -> Refusal {
     FalAuthError::find(error).and_then(FalAuthError::refusal).unwrap_or_else(|| panic!("no refusal: {error:?}")).clone()
 }
 
 #[tokio::test]
-async fn a_credential_does_not_leave_with_a_redirect_and_the_answer_from_there_reloads_nothing() {
+async fn a_credential_does_not_leave_with_a_redirect_wherever_that_leads_on_to() {
+    let routes = Router::new().route("/", any(async || Redirect::temporary("/on"))).route("/on", any(refuse));
+    let elsewhere = Server::start(routes).await;
+    let to = elsewhere.url("/");
+    let start = Server::start(Router::new().route("/", any(async move || Redirect::temporary(&to)))).await;
+    let world = World::new().await;
+
+    let answer = world.plugin().post(start.url("/")).body("{}").send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(answer.url().as_str(), start.url("/"));
+    assert_eq!(answer.headers()["location"], elsewhere.url("/"));
+
+    let answer = world.service().oneshot(get_from(start.url("/"))).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(reqwest::Response::from(answer).url().as_str(), start.url("/"));
+
+    assert_eq!(start.keys(), [Some(1), Some(1)]);
+    assert_eq!(elsewhere.keys(), []);
+}
+
+#[tokio::test]
+async fn a_redirect_on_the_same_host_is_followed_ten_times() {
+    let server = Server::start(Router::new().route("/", get(async || Redirect::temporary("/")))).await;
+    let world = World::new().await;
+    let error = world.plugin().get(server.url("/")).send().await.unwrap_err();
+    assert!(error.is_redirect(), "{error:?}");
+    assert_eq!(server.keys(), [Some(1); 11]);
+}
+
+#[tokio::test]
+async fn what_another_origin_answers_reloads_nothing() {
     let elsewhere = Server::start(Router::new().route("/", get(refuse))).await;
     let to = elsewhere.url("/");
     let start = Server::start(Router::new().route("/", get(async move || Redirect::temporary(&to)))).await;
     let world = World::new().await;
 
-    let answer = world.plugin().get(start.url("/")).send().await.unwrap();
+    // With a client that goes wherever it is led to.
+    let plugin = ClientBuilder::new(client())
+        .with(FalRetryMiddleware::new(world.store.clone()))
+        .with(FalAuthMiddleware::from(world.auth()))
+        .build();
+    let answer = plugin.get(start.url("/")).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(answer.url().as_str(), elsewhere.url("/"));
     assert_eq!(answer.text().await.unwrap(), UNKNOWN_KEY);
 
-    let fal = ServiceBuilder::new().layer(world.layer()).service(ReqwestService::new(client()));
-    let answer = fal.oneshot(Request::get(start.url("/")).body(Full::<Bytes>::default()).unwrap()).await.unwrap();
+    let fal = ServiceBuilder::new().layer(world.layer()).service(ReqwestService::from(client()));
+    let answer = fal.oneshot(get_from(start.url("/"))).await.unwrap();
     assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(reqwest::Response::from(answer).url().as_str(), elsewhere.url("/"));
 
@@ -168,11 +219,10 @@ async fn a_redirect_on_the_same_host_takes_the_credential_along_and_its_401_coun
     assert_eq!(refusal(&error).reason(), Reason::UnknownCredential);
     assert_eq!(world.reloads(), 1);
 
-    let fal = ServiceBuilder::new().layer(world.layer()).service(ReqwestService::new(client()));
-    let request = |path| Request::get(server.url(path)).body(Full::<Bytes>::default()).unwrap();
-    let answer = fal.clone().oneshot(request("/")).await.unwrap();
+    let fal = world.service();
+    let answer = fal.clone().oneshot(get_from(server.url("/"))).await.unwrap();
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "fine");
-    assert!(fal.oneshot(request("/refused")).await.unwrap_err().refusal().is_some());
+    assert!(fal.oneshot(get_from(server.url("/refused"))).await.unwrap_err().refusal().is_some());
 }
 
 #[tokio::test]
@@ -212,7 +262,7 @@ async fn passthrough_hands_the_whole_refusal_on() {
     };
     let server = Server::start(Router::new().route("/refused", any(refuse)).route("/locked", any(locked))).await;
     let world = World::new().await;
-    let plugin = world.layer().passthrough().reqwest(client());
+    let plugin = world.layer().passthrough().reqwest(builder()).unwrap();
 
     let answer = plugin.get(server.url("/locked?a=b")).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::FORBIDDEN);
@@ -241,7 +291,7 @@ async fn a_request_brings_its_own_credential_in_its_extensions() {
 
     fal.accept(&key(9));
     let per_request = FalLayer::per_request().auth(|auth| auth.origins(FalOrigins::new().loopback_http()));
-    let tenants = per_request.reqwest(client());
+    let tenants = per_request.reqwest(builder()).unwrap();
     let answer = tenants.post(&url).with_extension(key(9)).body("{}").send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(tenants.post(&url).body("{}").send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
@@ -321,7 +371,7 @@ async fn a_connection_that_failed_is_tried_again_even_for_a_post_and_its_error_s
             attempts.fetch_add(1, Ordering::Relaxed);
             request
         })
-        .service(ReqwestService::new(client()));
+        .service(ReqwestService::from(client()));
     let request = Request::post(nobody_there()).body(Full::new(Bytes::from_static(b"{}"))).unwrap();
     let error = fal.oneshot(request).await.unwrap_err();
     assert!(matches!(error, FalAuthError::Transport(_)), "{error:?}");
@@ -347,9 +397,7 @@ async fn what_a_middleware_error_holds_is_looked_at_and_a_refusal_in_it_is_final
         .with(FalRetryMiddleware::from(retry().transient(patient())))
         .with(count.clone())
         .with(FalRetryMiddleware::from(retry()))
-        .with(FalAuthMiddleware::from(
-            FalAuthLayer::new(world.store.clone()).origins(FalOrigins::new().loopback_http()),
-        ))
+        .with(FalAuthMiddleware::from(world.auth()))
         .build();
     let error = stacked.get(fal.run_url("/fal-ai/flux").to_string()).send().await.unwrap_err();
     assert_eq!(refusal(&error).reason(), Reason::UnknownCredential);
@@ -363,7 +411,7 @@ async fn a_busy_server_is_asked_again_and_a_post_is_not_repeated() {
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(1));
     let world = World::new().await;
-    let plugin = world.layer().retry(|retry| retry.transient(patient())).reqwest(client());
+    let plugin = world.layer().retry(|retry| retry.transient(patient())).reqwest(builder()).unwrap();
     let url = fal.run_url("/fal-ai/flux").to_string();
     fal.fail_next(2, Failure::Status(StatusCode::SERVICE_UNAVAILABLE));
     assert_eq!(plugin.get(&url).send().await.unwrap().status(), StatusCode::OK);
@@ -382,9 +430,7 @@ async fn bodies_stream_both_ways_with_their_size_and_the_address_comes_back() {
     };
     let server = Server::start(Router::new().route("/", any(echo))).await;
     let world = World::new().await;
-    let fal = ServiceBuilder::new()
-        .layer(FalAuthLayer::new(world.store.clone()).origins(FalOrigins::new().loopback_http()))
-        .service(ReqwestService::from(client()));
+    let fal = ServiceBuilder::new().layer(world.auth()).service(ReqwestService::from(client()));
     let post = |body: Body| fal.clone().oneshot(Request::post(server.url("/?a=b")).body(body).unwrap());
 
     let answer = post(Body::from("twelve bytes")).await.unwrap();
@@ -412,7 +458,7 @@ async fn bodies_stream_both_ways_with_their_size_and_the_address_comes_back() {
 
 #[tokio::test]
 async fn a_uri_that_reqwest_does_not_take_is_an_error() {
-    let fal = ReqwestService::new(client());
+    let fal = ReqwestService::from(client());
     for uri in ["/no/origin", "ftp://127.0.0.1/", "wss://127.0.0.1/"] {
         let error = fal.clone().oneshot(Request::get(uri).body(Full::<Bytes>::default()).unwrap()).await.unwrap_err();
         assert!(error.is_builder(), "{uri}: {error:?}");

@@ -95,8 +95,8 @@ impl Stack {
         let layer = tower_fal::layer(store).retry(|retry| retry.reload_wait(Duration::from_millis(300)));
         let inner = match self {
             Self::HyperHttp1 | Self::HyperHttp2 => Kind::Tower(boxed(layer.layer(hyper(fal, self)))),
-            Self::ReqwestService => Kind::Tower(boxed(layer.layer(ReqwestService::new(reqwest(fal))))),
-            Self::ReqwestMiddleware => Kind::Reqwest(layer.reqwest(reqwest(fal))),
+            Self::ReqwestService => Kind::Tower(boxed(layer.layer(ReqwestService::new(reqwest(fal)).unwrap()))),
+            Self::ReqwestMiddleware => Kind::Reqwest(layer.reqwest(reqwest(fal)).unwrap()),
             Self::AxumForwarded => return forwarded(boxed(layer.layer(hyper(fal, self)))).await,
         };
         Client { inner, _server: None }
@@ -209,15 +209,13 @@ fn hyper(fal: &TlsFal, stack: Stack) -> Hyper<HttpsConnector<HttpConnector<Names
     }
 }
 
-fn reqwest(fal: &TlsFal) -> reqwest::Client {
+fn reqwest(fal: &TlsFal) -> reqwest::ClientBuilder {
     ["fal.run", "elsewhere.test"]
         .iter()
         .fold(reqwest::Client::builder(), |builder, name| builder.resolve(name, fal.address))
         .tls_backend_preconfigured(fal.client.clone())
         .http1_only()
         .no_proxy()
-        .build()
-        .unwrap()
 }
 
 fn boxed<S, R>(service: S) -> Tower
