@@ -36,7 +36,10 @@ use tower_fal::{
     retry::{Transient, Typed, connection_failed},
 };
 
-use crate::support::{Says, Script, key};
+use crate::{
+    retry::events::Counted,
+    support::{Says, Script, key, key_text},
+};
 
 const UNKNOWN_KEY: &str = r#"{"detail":"No user found for Key ID and Secret"}"#;
 
@@ -419,6 +422,63 @@ async fn a_busy_server_is_asked_again_and_a_post_is_not_repeated() {
     fal.fail_next(1, Failure::Status(StatusCode::SERVICE_UNAVAILABLE));
     assert_eq!(plugin.post(&url).body("{}").send().await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(fal.requests(), 4);
+}
+
+#[tokio::test]
+async fn what_makes_a_request_repeatable_is_looked_at() {
+    use tower_fal::{mock::Failure, retry::Repeatable};
+
+    let fal = MockFal::start().await.unwrap();
+    fal.accept(&key(1));
+    let world = World::new().await;
+    let plugin = world.layer().retry(|retry| retry.transient(patient())).reqwest(builder()).unwrap();
+    fal.fail_next(2, Failure::Status(StatusCode::SERVICE_UNAVAILABLE));
+    let run = plugin.post(fal.run_url("/fal-ai/flux").to_string()).with_extension(Repeatable).body("{}");
+    assert_eq!(run.send().await.unwrap().status(), StatusCode::OK);
+    assert_eq!(fal.requests(), 3);
+
+    fal.clear_received();
+    fal.fail_next(1, Failure::Status(StatusCode::SERVICE_UNAVAILABLE));
+    let cancel = fal.queue_url("/fal-ai/flux/requests/no-such-request/cancel").to_string();
+    assert_ne!(plugin.put(cancel).send().await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(fal.received().len(), 2);
+}
+
+#[tokio::test]
+async fn a_header_that_is_there_is_kept_where_that_is_asked_for() {
+    let server = Server::start(Router::new().route("/", get(async || "fine"))).await;
+    let world = World::new().await;
+    for (keep, expected) in [(false, Some(1)), (true, Some(2))] {
+        let plugin = world.layer().auth(|auth| auth.keep_existing(keep)).reqwest(builder()).unwrap();
+        plugin.get(server.url("/")).header(AUTHORIZATION, key_header(2)).send().await.unwrap();
+        assert_eq!(server.keys().last(), Some(&expected));
+    }
+}
+
+/// As whoever has a header of their own would write it.
+fn key_header(n: u64) -> http::HeaderValue {
+    let mut value = http::HeaderValue::try_from(format!("Key {}", key_text(n))).unwrap();
+    value.set_sensitive(true);
+    value
+}
+
+#[test]
+fn a_replay_is_counted_with_its_result() {
+    let counted = Counted::default();
+    let story = async {
+        let fal = MockFal::start().await.unwrap();
+        for (accepted, brings) in [(2, 2), (3, 4)] {
+            let world = World::new().await;
+            world.source.brings(brings);
+            fal.accept(&key(accepted));
+            drop(world.plugin().post(fal.run_url("/fal-ai/flux").to_string()).body("{}").send().await);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&counted, || runtime.block_on(story));
+    let counters = counted.counters();
+    let replays = ["accepted", "refused"].map(|result| counters[&format!("tower_fal_replays_total result={result}")]);
+    assert_eq!(replays, [1, 1]);
 }
 
 #[tokio::test]

@@ -222,7 +222,7 @@ impl Visit for Fields {
 
 /// Counts under `name label=value …`.
 #[derive(Default)]
-struct Counted {
+pub(crate) struct Counted {
     counters: Mutex<BTreeMap<String, Arc<Count>>>,
 }
 
@@ -240,7 +240,7 @@ impl CounterFn for Count {
 }
 
 impl Counted {
-    fn counters(&self) -> BTreeMap<String, u64> {
+    pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
         let counters = self.counters.lock().unwrap();
         counters.iter().map(|(name, count)| (name.clone(), count.0.load(Ordering::Relaxed))).collect()
     }
