@@ -40,12 +40,22 @@
 //! ```
 //!
 //! # A request with its own credential
-//! It brings it in its extensions, as with the layers: `fal.post(…).with_extension(Credential::key("…")?)`.
+//! It brings it in its extensions, as with the layers: `fal.post(…).with_extension(Credential::key("…")?)`. Those of an
+//! `http::Request` that is made a `reqwest::Request` are not seen by any middleware; where every request must bring its
+//! own, [`FalLayer::per_request`] has such a one go out without a header.
 //!
 //! # What is sent again
 //! A request whose body is in memory; cloning it copies no body. One that streams is sent once, and
 //! [`Refusal::is_replayable`](crate::error::Refusal::is_replayable) says so. As nothing is copied,
 //! [`max_body`](FalRetryLayer::max_body) and [`replay_memory`](FalRetryLayer::replay_memory) have no say here.
+//!
+//! # Time-outs, and what is no refusal
+//! reqwest's time-out is that of one attempt: the wait for a newer credential, up to
+//! [`reload_wait`](FalRetryLayer::reload_wait), comes on top, and what is sent again has all of it anew. Any status but
+//! a refusal's is a response, as ever: `error_for_status` is yours to call.
+//!
+//! The default headers of reqwest's client are not seen: ours goes before an `authorization` among them, with
+//! [`keep_existing`](FalAuthLayer::keep_existing) as well.
 //!
 //! # Redirects
 //! reqwest follows them inside of all middleware. [`FalLayer::reqwest`] has it follow those within an origin only; any

@@ -34,6 +34,11 @@
 //!
 //! A request with a body is not redirected by 307 or 308, as its body is gone by then. tower-http's `FollowRedirect`
 //! around these layers follows redirects to other origins, and has the origin policy asked on each hop.
+//!
+//! # Proxies
+//! reqwest takes the proxies of its environment, and a proxy reads what is sent in plain `http`, the credential
+//! included: with [`loopback_http`](crate::origin::FalOrigins::loopback_http), call
+//! [`no_proxy`](ClientBuilder::no_proxy).
 
 use std::{
     fmt,

@@ -177,6 +177,23 @@ async fn a_redirect_on_the_same_host_is_followed_ten_times() {
 }
 
 #[tokio::test]
+async fn reqwests_time_out_is_that_of_one_attempt() {
+    const TIME_OUT: Duration = Duration::from_secs(1);
+    let fal = MockFal::start().await.unwrap();
+    let world = World::new().await;
+    world.source.brings(2);
+    fal.accept(&key(2));
+    world.source.close();
+    let plugin = world.layer().retry(|retry| retry.reload_wait(Duration::from_secs(60))).reqwest(builder()).unwrap();
+    let request = plugin.post(fal.run_url("/fal-ai/flux").to_string()).body("{}").timeout(TIME_OUT);
+    let request = tokio::spawn(request.send());
+    world.source.loads_reach(2).await;
+    tokio::time::sleep(TIME_OUT).await; // by a clock that sockets go by
+    world.source.open();
+    assert_eq!(request.await.unwrap().unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
 async fn what_another_origin_answers_reloads_nothing() {
     let elsewhere = Server::start(Router::new().route("/", get(refuse))).await;
     let to = elsewhere.url("/");
@@ -300,6 +317,10 @@ async fn a_request_brings_its_own_credential_in_its_extensions() {
     assert_eq!(tenants.post(&url).body("{}").send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
     let presented: Vec<_> = fal.received().iter().map(|request| request.presented.key_id().cloned()).collect();
     assert_eq!(presented, [key(9).key_id().cloned(), key(9).key_id().cloned(), None]);
+
+    // Of these extensions no middleware knows.
+    let request = Request::post(&url).extension(key(9)).body("{}").unwrap();
+    assert_eq!(tenants.execute(request.try_into().unwrap()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
@@ -453,6 +474,12 @@ async fn a_header_that_is_there_is_kept_where_that_is_asked_for() {
         plugin.get(server.url("/")).header(AUTHORIZATION, key_header(2)).send().await.unwrap();
         assert_eq!(server.keys().last(), Some(&expected));
     }
+    // Those of the client are put in further inside.
+    let headers = http::HeaderMap::from_iter([(AUTHORIZATION, key_header(2))]);
+    let plugin =
+        world.layer().auth(|auth| auth.keep_existing(true)).reqwest(builder().default_headers(headers)).unwrap();
+    plugin.get(server.url("/")).send().await.unwrap();
+    assert_eq!(server.keys().last(), Some(&Some(1)));
 }
 
 /// As whoever has a header of their own would write it.
