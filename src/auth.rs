@@ -305,7 +305,7 @@ where
         // One variable, so that the response is written to where it is returned, and is not moved on the way.
         let mut polled = this.inner.poll(cx);
         if let (Poll::Ready(Ok(response)), Some(sent_with)) = (&mut polled, this.sent_with)
-            && matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+            && is_refusal(response.status())
         {
             sent_with.stamp(response.extensions_mut());
         }
@@ -317,6 +317,12 @@ impl<F> fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").field("sent_with", &self.sent_with).finish_non_exhaustive()
     }
+}
+
+/// Whether it is a status with which fal refuses a credential.
+#[inline]
+pub(crate) fn is_refusal(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 /// What a request was sent with to which fal answered `401` or `403`: in that response's extensions.

@@ -66,7 +66,7 @@
 use std::{fmt, marker::PhantomData, sync::Arc};
 
 use async_trait::async_trait;
-use http::{Extensions, StatusCode, Uri};
+use http::{Extensions, Uri};
 use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next};
 
@@ -76,7 +76,7 @@ use crate::retry::{
     transient::{Ended, Repeat},
 };
 use crate::{
-    auth::{Authorizer, FalAuthLayer},
+    auth::{Authorizer, FalAuthLayer, is_refusal},
     error::FalAuthError,
     layer::FalLayer,
     origin::{FalOrigins, OriginPolicy},
@@ -143,9 +143,7 @@ impl<P: OriginPolicy + Send + Sync + 'static> Middleware for FalAuthMiddleware<P
         };
         sent_with.put_into(request.headers_mut());
         let mut response = next.run(request, extensions).await?;
-        if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-            && !is_elsewhere(&asked, response.url())
-        {
+        if is_refusal(response.status()) && !is_elsewhere(&asked, response.url()) {
             sent_with.stamp(response.extensions_mut());
         }
         Ok(response)

@@ -16,7 +16,7 @@ use super::{
     peeked_body::{Peeked, PeekedBody},
 };
 use crate::{
-    auth::{SendWith, Stamp},
+    auth::{SendWith, Stamp, is_refusal},
     events,
 };
 
@@ -105,7 +105,7 @@ impl Course {
 
 /// What a refused request was sent with; `None` for a response that was no refusal, or not of a credential of ours.
 pub(crate) fn stamp_of(status: StatusCode, extensions: &Extensions) -> Option<Stamp> {
-    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN).then(|| extensions.get().cloned()).flatten()
+    is_refusal(status).then(|| extensions.get().cloned()).flatten()
 }
 
 pub(crate) async fn judge<R: Body, M: Mode>(
