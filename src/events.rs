@@ -1,4 +1,5 @@
-//! Every event that the crate emits, in one place. Without the `tracing` feature they are nothing.
+//! Every event and every metric that the crate emits, in one place. Without the features `tracing` and `metrics` they
+//! are nothing.
 //!
 //! All of them are rare: nothing here is called for a request that went well.
 
@@ -6,17 +7,23 @@ use std::path::Path;
 #[cfg(feature = "transient")]
 use std::time::Duration;
 
-#[cfg(feature = "retry")]
+#[cfg(feature = "axum")]
 use http::StatusCode;
 
 #[cfg(feature = "axum")]
 use crate::error::FalAuthError;
-#[cfg(feature = "retry")]
-use crate::error::Reason;
 use crate::{
     credential::KeyId,
     error::{SourceError, report},
 };
+
+#[cfg(feature = "retry")]
+mod refusals;
+mod store_metrics;
+
+#[cfg(feature = "retry")]
+pub(crate) use self::refusals::{Refused, refused};
+pub(crate) use self::store_metrics::StoreMetrics;
 
 /// The store holds another credential than before.
 pub(crate) fn rotated(source: &str, key_id: Option<&KeyId>, generation: u64) {
@@ -54,29 +61,6 @@ pub(crate) fn driver_ended(source: &str) {
     #[cfg(feature = "tracing")]
     tracing::warn!(source, "the runtime that reloads the fal credential has ended; it will not be rotated any more");
     let _ = source;
-}
-
-/// fal, or the application behind it, refused a credential, and what was done about it.
-#[cfg(feature = "retry")]
-pub(crate) fn refused(status: StatusCode, reason: Reason, action: &'static str, source: &str, key_id: Option<&KeyId>) {
-    #[cfg(feature = "tracing")]
-    tracing::warn!(
-        status = status.as_u16(),
-        reason = reason.as_str(),
-        action,
-        source,
-        key_id = key_id.map(tracing::field::display),
-        "fal refused a request"
-    );
-    #[cfg(feature = "metrics")]
-    metrics::counter!(
-        "tower_fal_refusals_total",
-        "status" => if status == StatusCode::FORBIDDEN { "403" } else { "401" },
-        "reason" => reason.as_str(),
-        "action" => action,
-    )
-    .increment(1);
-    let _ = (status, reason, action, source, key_id);
 }
 
 /// A request that was sent again has its answer.

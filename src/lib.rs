@@ -57,7 +57,7 @@
 //! | `dotenv` | `source::DotenvSource`: one variable of a `.env` file |
 //! | `mock` | `mock::MockFal`: an in-process fal on loopback, for tests and examples |
 //! | `tracing` | events: rotation and recovery (info), failures and refusals (warn), replays and retries (debug) |
-//! | `metrics` | counters for refusals, replays and retries |
+//! | `metrics` | which key each store holds and since when; counters for reloads, refusals, replays and retries |
 //! | `full` | all of them |
 //!
 //! Without features there are the auth layer, the store, and the sources that read the environment, a file or a

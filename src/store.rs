@@ -242,6 +242,10 @@ impl CredentialStore {
 /// What [`retry`](crate::retry) needs.
 #[cfg(feature = "retry")]
 impl CredentialStore {
+    pub(crate) fn name(&self) -> &Arc<str> {
+        self.shared.name()
+    }
+
     /// From now on, keeps the credential before the current one for so long after a rotation.
     pub(crate) fn keep_previous_for(&self, overlap: Duration) {
         self.shared.keep_previous_for(overlap);

@@ -122,7 +122,15 @@ impl Judge {
             (Some(store), Some(generation)) => self.act(refused, store, generation).await,
             _ => Action::Refuse.into(),
         };
-        events::refused(status, read.reason, action.as_str(), stamp.source(), stamp.key_id());
+        events::refused(&events::Refused {
+            status,
+            reason: read.reason,
+            action: action.as_str(),
+            store: stamp.generation().and(self.store.as_ref()).map(CredentialStore::name),
+            generation: stamp.generation(),
+            source: stamp.source(),
+            key_id: stamp.key_id(),
+        });
         let replay = match action {
             Action::Replay => Some(ReplayWith::Current),
             Action::ReplayWithPrevious => previous.map(ReplayWith::Previous),

@@ -13,7 +13,12 @@ use super::{
 };
 #[cfg(feature = "retry")]
 use crate::error::Reason;
-use crate::{credential::Credential, error::SourceError, events, generation::Generation};
+use crate::{
+    credential::Credential,
+    error::SourceError,
+    events::{self, StoreMetrics},
+    generation::Generation,
+};
 
 /// Where the wall clock is read; handed in, so that a test can stop it.
 pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -34,6 +39,7 @@ pub(super) struct Shared {
     /// Absent in a store that never reloads. Dropping it, with the last handle, ends the driver.
     pub(super) driver: Option<DriverLink>,
     clock: Clock,
+    metrics: StoreMetrics,
 }
 
 /// The handles' end of the two channels to the driver.
@@ -122,14 +128,22 @@ impl Shared {
     ) -> Self {
         let state = if driver.is_some() { DriverState::Running } else { DriverState::Absent };
         let snapshot = Snapshot::new(first.clone(), Generation::FIRST, source);
-        Self {
+        let shared = Self {
+            metrics: StoreMetrics::new(Arc::clone(&name)),
             status: watch::Sender::new(Status::new(name, &snapshot, &clock, state)),
             slot: Slot::new(snapshot),
             // Where there is no source, a credential that was replaced should not be kept any longer.
             writer: Mutex::new(Writer { brought: driver.is_some().then_some(first), ..Writer::default() }),
             driver,
             clock,
-        }
+        };
+        shared.show();
+        shared
+    }
+
+    #[cfg(feature = "retry")]
+    pub(super) fn name(&self) -> &Arc<str> {
+        self.metrics.store()
     }
 
     pub(super) fn load(&self) -> Snapshot {
@@ -160,6 +174,7 @@ impl Shared {
         writer.cool_down = None;
         drop(writer);
         announce(&next);
+        self.show();
         if let Some(driver) = &self.driver {
             driver.wanted.send_modify(|_| {}); // it looks at the new expiry
         }
@@ -226,6 +241,12 @@ impl Shared {
         }
         let (load, news) = (writer.loads_begun, writer.news);
         drop(writer); // whoever listens to the events may be slow, or look at the store
+        self.metrics.loaded(match &result {
+            Ok(Some(_)) => "changed",
+            Ok(None) => "unchanged",
+            Err(_) => "failed",
+        });
+        self.show();
         let result = match result {
             Ok(next) => {
                 if failures > 0 {
@@ -348,6 +369,14 @@ impl Shared {
         self.writer().previous = None; // nobody is left to forget it later
         self.status.send_modify(|status| status.driver = DriverState::Ended);
         events::driver_ended(self.load().source());
+    }
+
+    /// Has the metrics say what the store holds.
+    fn show(&self) {
+        self.metrics.show(|| {
+            let status = self.status.borrow();
+            (status.key_id.clone(), status.loaded_at)
+        });
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {

@@ -21,6 +21,7 @@ mod matrix;
 mod mock;
 #[cfg(unix)]
 mod mock_process;
+mod observability;
 #[cfg(unix)]
 mod python;
 mod redirect;

@@ -36,10 +36,7 @@ use tower_fal::{
     retry::{Transient, Typed, connection_failed},
 };
 
-use crate::{
-    retry::events::Counted,
-    support::{Says, Script, key, key_text},
-};
+use crate::support::{Recorded, Says, Script, key, key_text};
 
 const UNKNOWN_KEY: &str = r#"{"detail":"No user found for Key ID and Secret"}"#;
 
@@ -491,7 +488,7 @@ fn key_header(n: u64) -> http::HeaderValue {
 
 #[test]
 fn a_replay_is_counted_with_its_result() {
-    let counted = Counted::default();
+    let counted = Recorded::default();
     let story = async {
         let fal = MockFal::start().await.unwrap();
         for (accepted, brings) in [(2, 2), (3, 4)] {

@@ -31,7 +31,7 @@ use tower_fal::{
 use crate::support::{PATIENCE, Says, Script, key};
 
 mod crowd;
-pub(crate) mod events;
+mod events;
 mod forbidden;
 mod gone;
 mod passthrough;

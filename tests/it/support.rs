@@ -1,15 +1,19 @@
 //! What several integration tests need.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     env, fs,
     path::{Path, PathBuf},
     process,
-    sync::{Arc, LazyLock, Mutex},
+    sync::{
+        Arc, LazyLock, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Recorder, SharedString, Unit};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{process::Command, sync::watch, time::Instant};
@@ -269,4 +273,78 @@ impl Subscriber for Messages {
     fn enter(&self, _: &span::Id) {}
 
     fn exit(&self, _: &span::Id) {}
+}
+
+/// Records counters and gauges under `name label=value …`. What is recorded on another thread is not seen.
+#[derive(Default)]
+pub(crate) struct Recorded {
+    counters: Mutex<BTreeMap<String, Arc<Count>>>,
+    gauges: Mutex<BTreeMap<String, Arc<Level>>>,
+}
+
+impl Recorded {
+    pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
+        let counters = self.counters.lock().unwrap();
+        counters.iter().map(|(name, count)| (name.clone(), count.0.load(Ordering::SeqCst))).collect()
+    }
+
+    pub(crate) fn gauges(&self) -> BTreeMap<String, f64> {
+        let gauges = self.gauges.lock().unwrap();
+        gauges.iter().map(|(name, value)| (name.clone(), *value.0.lock().unwrap())).collect()
+    }
+
+    fn name(key: &Key) -> String {
+        let labels: BTreeSet<_> = key.labels().map(|label| format!(" {}={}", label.key(), label.value())).collect();
+        key.name().to_owned() + &labels.into_iter().collect::<String>()
+    }
+}
+
+#[derive(Default)]
+struct Count(AtomicU64);
+
+impl CounterFn for Count {
+    fn increment(&self, value: u64) {
+        self.0.fetch_add(value, Ordering::SeqCst);
+    }
+
+    fn absolute(&self, _: u64) {
+        unreachable!("nothing is counted so");
+    }
+}
+
+#[derive(Default)]
+struct Level(Mutex<f64>);
+
+impl GaugeFn for Level {
+    fn increment(&self, _: f64) {
+        unreachable!("a recorder that was installed late would be wrong for ever");
+    }
+
+    fn decrement(&self, _: f64) {
+        unreachable!("a recorder that was installed late would be wrong for ever");
+    }
+
+    fn set(&self, value: f64) {
+        *self.0.lock().unwrap() = value;
+    }
+}
+
+impl Recorder for Recorded {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &metrics::Metadata<'_>) -> Counter {
+        Counter::from_arc(Arc::clone(self.counters.lock().unwrap().entry(Self::name(key)).or_default()))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &metrics::Metadata<'_>) -> Gauge {
+        Gauge::from_arc(Arc::clone(self.gauges.lock().unwrap().entry(Self::name(key)).or_default()))
+    }
+
+    fn register_histogram(&self, _: &Key, _: &metrics::Metadata<'_>) -> Histogram {
+        unreachable!("there are no histograms");
+    }
 }

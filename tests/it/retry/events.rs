@@ -1,14 +1,13 @@
 //! What an operator sees: events with closed fields, and counters with closed labels.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt::Debug,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use http::Method;
-use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use tower::{ServiceExt as _, retry::budget::TpsBudget};
 use tower_fal::retry::Transient;
 use tracing::{
@@ -18,6 +17,7 @@ use tracing::{
 };
 
 use super::{ADMITTED, Answer, Client, PROMPT, World, answer, customers_post, locked, post, request};
+use crate::support::Recorded;
 
 /// One story in which everything happens that is worth an event, each in a world of its own.
 async fn story() {
@@ -132,16 +132,22 @@ fn every_refusal_and_replay_is_an_event_with_closed_fields() {
 
 #[test]
 fn every_refusal_and_replay_is_counted_under_closed_labels() {
-    let counted = Counted::default();
+    let counted = Recorded::default();
     metrics::with_local_recorder(&counted, || tell(story()));
     let counters = counted.counters();
     let wanted = [
-        ("tower_fal_refusals_total action=replayed reason=unknown_credential status=401", 2),
-        ("tower_fal_refusals_total action=refused_and_reloaded reason=unknown_credential status=401", 3),
-        ("tower_fal_refusals_total action=refused reason=unknown_credential status=401", 2),
-        ("tower_fal_refusals_total action=replayed_with_previous reason=unknown_credential status=401", 1),
-        ("tower_fal_refusals_total action=refused reason=application status=401", 1),
-        ("tower_fal_refusals_total action=refused reason=account_locked status=403", 1),
+        ("tower_fal_refusals_total action=replayed reason=unknown_credential status=401 store=default", 2),
+        ("tower_fal_refusals_total action=refused_and_reloaded reason=unknown_credential status=401 store=default", 3),
+        ("tower_fal_refusals_total action=refused reason=unknown_credential status=401 store=default", 1),
+        ("tower_fal_refusals_total action=refused reason=unknown_credential status=401 store=", 1),
+        (
+            "tower_fal_refusals_total action=replayed_with_previous reason=unknown_credential status=401 store=default",
+            1,
+        ),
+        ("tower_fal_refusals_total action=refused reason=application status=401 store=default", 1),
+        ("tower_fal_refusals_total action=refused reason=account_locked status=403 store=default", 1),
+        ("tower_fal_reloads_total result=changed store=default", 2),
+        ("tower_fal_reloads_total result=unchanged store=default", 5),
         ("tower_fal_replays_total result=accepted", 2),
         ("tower_fal_replays_total result=refused", 1),
         ("tower_fal_replay_memory_exhausted_total", 1),
@@ -153,7 +159,7 @@ fn every_refusal_and_replay_is_counted_under_closed_labels() {
 
 #[test]
 fn a_request_that_goes_well_is_no_event_and_no_count() {
-    let (told, counted) = (Told::default(), Counted::default());
+    let (told, counted) = (Told::default(), Recorded::default());
     let dispatch = tracing::Dispatch::new(told.clone());
     let _so_that_there_are_two = tracing::Dispatch::new(told.clone());
     tracing::dispatcher::with_default(&dispatch, || {
@@ -217,53 +223,5 @@ impl Visit for Fields {
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         self.0.insert(field.name().to_owned(), format!("{value:?}"));
-    }
-}
-
-/// Counts under `name label=value …`.
-#[derive(Default)]
-pub(crate) struct Counted {
-    counters: Mutex<BTreeMap<String, Arc<Count>>>,
-}
-
-#[derive(Default)]
-struct Count(std::sync::atomic::AtomicU64);
-
-impl CounterFn for Count {
-    fn increment(&self, value: u64) {
-        self.0.fetch_add(value, Ordering::Relaxed);
-    }
-
-    fn absolute(&self, _: u64) {
-        unreachable!("nothing is counted so");
-    }
-}
-
-impl Counted {
-    pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
-        let counters = self.counters.lock().unwrap();
-        counters.iter().map(|(name, count)| (name.clone(), count.0.load(Ordering::Relaxed))).collect()
-    }
-}
-
-impl Recorder for Counted {
-    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        let labels: BTreeSet<_> = key.labels().map(|label| format!(" {}={}", label.key(), label.value())).collect();
-        let name = key.name().to_owned() + &labels.into_iter().collect::<String>();
-        Counter::from_arc(Arc::clone(self.counters.lock().unwrap().entry(name).or_default()))
-    }
-
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::noop()
-    }
-
-    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
-        Histogram::noop()
     }
 }
