@@ -22,7 +22,7 @@ mod refusals;
 mod store_metrics;
 
 #[cfg(feature = "retry")]
-pub(crate) use self::refusals::{Refused, refused};
+pub(crate) use self::refusals::{Refusals, Refused};
 pub(crate) use self::store_metrics::StoreMetrics;
 
 /// The store holds another credential than before.

@@ -40,13 +40,14 @@ pub(crate) struct Judge {
     pub(crate) waiting: Arc<Waiting>,
 }
 
-/// Those who wait for a newer credential.
+/// What all services of a layer share: those who wait for a newer credential, and the count of refusals.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     places: Semaphore,
     /// The generation that somebody has waited for in vain for the whole time that one may wait, and when.
     in_vain: Mutex<Option<(Generation, Instant)>>,
     last_forbidden: Mutex<Option<Instant>>,
+    refusals: events::Refusals,
 }
 
 /// A refused request and its answer.
@@ -82,6 +83,7 @@ impl Waiting {
             places: Semaphore::new(most.min(Semaphore::MAX_PERMITS)),
             in_vain: Mutex::default(),
             last_forbidden: Mutex::default(),
+            refusals: events::Refusals::default(),
         }
     }
 
@@ -122,7 +124,7 @@ impl Judge {
             (Some(store), Some(generation)) => self.act(refused, store, generation).await,
             _ => Action::Refuse.into(),
         };
-        events::refused(&events::Refused {
+        self.waiting.refusals.tell(&events::Refused {
             status,
             reason: read.reason,
             action: action.as_str(),

@@ -89,7 +89,7 @@ fn every_refusal_and_replay_is_an_event_with_closed_fields() {
     let about = |message: &str| events.iter().filter(|event| event.message == message).cloned().collect::<Vec<_>>();
 
     let refusals = about("fal refused a request");
-    let fields = ["action", "key_id", "reason", "source", "status"];
+    let fields = ["action", "key_id", "reason", "refusals", "source", "status"];
     for event in &refusals {
         assert_eq!(event.level, Level::WARN);
         assert_eq!(event.fields.keys().map(String::as_str).collect::<Vec<_>>(), fields, "{event:?}");
@@ -155,6 +155,83 @@ fn every_refusal_and_replay_is_counted_under_closed_labels() {
         ("tower_fal_retry_budget_exhausted_total", 1),
     ];
     assert_eq!(counters, wanted.into_iter().map(|(name, count)| (name.to_owned(), count)).collect());
+}
+
+#[test]
+fn an_outage_does_not_fill_the_log_and_every_refusal_is_counted() {
+    let (told, counted) = (Told::default(), Recorded::default());
+    let dispatch = tracing::Dispatch::new(told.clone());
+    let _so_that_there_are_two = tracing::Dispatch::new(told.clone());
+    // The numbers of the refusals that are warnings and of those that are not, since the last time.
+    let heard = || {
+        let events = std::mem::take(&mut *told.events.lock().unwrap());
+        let refusals = events.into_iter().filter(|event| event.message == "fal refused a request");
+        let (warnings, others): (Vec<_>, Vec<_>) = refusals.partition(|event| event.level == Level::WARN);
+        assert!(others.iter().all(|event| event.level == Level::DEBUG));
+        let numbers = warnings.iter().map(|event| event.fields["refusals"].parse::<u64>().unwrap());
+        (numbers.collect::<Vec<_>>(), others.len())
+    };
+    tracing::dispatcher::with_default(&dispatch, || {
+        metrics::with_local_recorder(&counted, || {
+            tell(async {
+                let world = World::new().await;
+                let client = world.client_by(&world.retry().overlap(Duration::ZERO));
+                let refuse = async |answer: fn() -> Answer, requests: usize| {
+                    for _ in 0..requests {
+                        world.fal.will_answer(answer());
+                        client.clone().oneshot(post()).await.unwrap_err();
+                    }
+                };
+                refuse(locked, 1000).await;
+                assert_eq!(heard(), (vec![1, 2, 4, 8, 16, 32, 64, 128, 256, 512], 990));
+                // Another reason, which comes in between.
+                for _ in 0..4 {
+                    refuse(by_an_application, 1).await;
+                    refuse(locked, 1).await;
+                }
+                assert_eq!(heard(), (vec![1, 2, 4], 5));
+                // A customer's key is no news about the store's.
+                world.fal.will_answer(locked());
+                client.clone().oneshot(customers_post()).await.unwrap_err();
+                refuse(locked, 1).await;
+                assert_eq!(heard(), (vec![1], 1));
+                // Another credential.
+                world.rotate(2);
+                refuse(locked, 3).await;
+                assert_eq!(heard(), (vec![1, 2], 1));
+                // A minute without any.
+                tokio::time::sleep(Duration::from_secs(59)).await;
+                refuse(locked, 2).await;
+                assert_eq!(heard(), (vec![4], 1));
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                refuse(locked, 2).await;
+                assert_eq!(heard(), (vec![1, 2], 0));
+                // All services of one layer count together, and those of another do not.
+                world.fal.will_answer(locked());
+                world.client().oneshot(post()).await.unwrap_err();
+                assert_eq!(heard(), (vec![1], 0));
+
+                // Those that come late, for the credential before, are no new beginning.
+                world.fal.hold_key(2);
+                let late = tokio::spawn(client.clone().oneshot(post()));
+                world.fal.arrivals_reach(world.fal.arrived().len() + 1).await;
+                world.rotate(3);
+                refuse(locked, 1).await;
+                world.fal.will_answer(locked());
+                world.fal.release();
+                late.await.unwrap().unwrap_err();
+                refuse(locked, 1).await;
+                assert_eq!(heard(), (vec![1, 2], 1));
+            });
+        });
+    });
+    let of = |reason: &str, store: &str| {
+        let status = if reason == "account_locked" { 403 } else { 401 };
+        let name = format!("tower_fal_refusals_total action=refused reason={reason} status={status} store={store}");
+        counted.counters()[&name]
+    };
+    assert_eq!(of("account_locked", "default"), 1000 + 4 + 1 + 3 + 2 + 2 + 1 + 3);
+    assert_eq!((of("account_locked", ""), of("application", "default")), (1, 4));
 }
 
 #[test]
