@@ -1,4 +1,5 @@
-//! The secret is in nothing that is printed: no `Debug`, no `Display`, no error and its causes, no event.
+//! The secret is in nothing that is printed: no `Debug`, no `Display`, no error and its causes, no event, no metric, no
+//! readiness body.
 //!
 //! One story, from malformed keys to a dead runtime, in which everything public is printed as it goes by; in the end
 //! all of it is searched for the secrets, and for every six characters of them.
@@ -26,14 +27,16 @@ use tower_fal::{
     error::{BoxError, Refusal, report},
     origin::{BoundOrigin, EveryRequest, FalOrigins},
     retry::{ReplayBody, Transient},
-    source::{self, BoxSource, CredentialSource, EnvSource, FileSource},
-    store::{ReloadError, Snapshot},
+    source::{self, BoxSource, ChainSource, CredentialSource, DotenvSource, EnvSource, FileSource},
+    store::{ReloadError, Snapshot, Status},
 };
 use tracing::{
     Event, Metadata, Subscriber,
     field::{Field, Visit},
     span,
 };
+
+use crate::support::Recorded;
 
 const SECRET: &str = "q7RtzLw9Xv-2KpYdBn_hJ5mGc0sVfEaU";
 const NEXT: &str = "Zx4NfWk8_TbQ1uHyDo6PrMi-3gCvSjLe";
@@ -53,6 +56,9 @@ fn the_secret_is_in_nothing_that_is_printed() {
         builder.enable_all().start_paused(true).on_thread_start(on_thread_start.clone()).build().unwrap()
     };
 
+    let metrics = Recorded::default();
+    let _recorder_of_this_thread = metrics::set_default_local_recorder(&metrics);
+
     let mut printed = Printed::default();
     malformed_values(&mut printed);
     origins(&mut printed);
@@ -62,6 +68,7 @@ fn the_secret_is_in_nothing_that_is_printed() {
         requests(&mut printed).await;
         refusals(&mut printed).await;
         a_source_in_trouble(&mut printed).await;
+        halves_lines_and_chains(&mut printed).await;
         a_file_in_trouble(&mut printed).await
     });
     drop(first);
@@ -82,11 +89,24 @@ fn the_secret_is_in_nothing_that_is_printed() {
         "is writable by everyone",
         "fal refused a request",
         "was sent again with another fal credential",
+        "shadows a file",
     ] {
         assert!(events.iter().any(|line| line.contains(message)), "no event says `{message}`");
     }
+    let counters = metrics.counters().into_iter().map(|(series, count)| format!("{series} {count}"));
+    let gauges = metrics.gauges().into_iter().map(|(series, value)| format!("{series} {value}"));
+    let metrics: Vec<_> = counters.chain(gauges).collect();
+    for series in [
+        "tower_fal_credential_info key_id=leak-id store=leak-store ",
+        "tower_fal_credential_loaded_timestamp_seconds store=leak-store ",
+        "tower_fal_reloads_total result=failed store=leak-store ",
+        "tower_fal_refusals_total action=refused reason=account_locked status=403 store=",
+        "tower_fal_replays_total result=refused ",
+    ] {
+        assert!(metrics.iter().any(|line| line.starts_with(series)), "no metric is called `{series}`: {metrics:#?}");
+    }
     assert!(printed.texts.len() > 100);
-    for text in printed.texts.iter().chain(&events) {
+    for text in printed.texts.iter().chain(&events).chain(&metrics) {
         assert_eq!(find_secret(text), None, "in: {text}");
     }
 }
@@ -398,7 +418,7 @@ async fn a_source_in_trouble(printed: &mut Printed) {
     ];
 
     set(good);
-    let builder = CredentialStore::builder(source.clone()).load_timeout(Duration::from_secs(2));
+    let builder = CredentialStore::builder(source.clone()).load_timeout(Duration::from_secs(2)).name("leak-store");
     printed.debug(&builder);
     let store = builder.build().await.unwrap();
     printed.store(&store);
@@ -460,6 +480,81 @@ async fn a_file_in_trouble(printed: &mut Printed) -> CredentialStore {
     assert_eq!(store.status().key_id.unwrap().as_str(), "next-id");
     printed.store(&store);
     store
+}
+
+/// Sources that are made of others, or read more than the key.
+async fn halves_lines_and_chains(printed: &mut Printed) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let (id, secret, dotenv, key) = (file("id"), file("secret"), file(".env"), file("key"));
+    fs::write(&id, "leak-id\n").unwrap();
+    let pair = || FileSource::pair(&id, &secret);
+    let env = || DotenvSource::new(&dotenv);
+    let chain =
+        || ChainSource::new().push(EnvSource::all().environment(|_| None)).push(env().if_present()).push(pair());
+    printed.debug(&pair());
+    printed.debug(&env());
+    printed.debug(&chain());
+
+    for good in [format!("next-id:{NEXT}"), format!("leak-id:{SECRET}")] {
+        let (_, half) = good.split_once(':').unwrap();
+        fs::write(&secret, half).unwrap();
+        fs::write(&dotenv, format!("OTHER={NEXT}\nexport FAL_KEY='{good}' # {SECRET}\n")).unwrap();
+        for store in [
+            CredentialStore::builder(pair()).build().await.unwrap(),
+            CredentialStore::builder(env()).build().await.unwrap(),
+            CredentialStore::builder(chain()).build().await.unwrap(),
+        ] {
+            printed.store(&store);
+        }
+    }
+
+    let stores = [
+        CredentialStore::builder(pair()).build().await.unwrap(),
+        CredentialStore::builder(env()).build().await.unwrap(),
+        CredentialStore::builder(chain()).build().await.unwrap(),
+    ];
+    let mut failures = 0;
+    for bad in malformed() {
+        fs::write(&secret, &bad).unwrap();
+        let quoted = [b"FAL_KEY='".to_vec(), bad.clone(), b"'\n".to_vec()].concat();
+        let bare = [b"OTHER=1\nFAL_KEY=".to_vec(), bad.clone(), b"\n".to_vec()].concat();
+        let unclosed = [b"FAL_KEY=\"".to_vec(), bad].concat();
+        for lines in [quoted, bare, unclosed] {
+            fs::write(&dotenv, lines).unwrap();
+            for store in &stores {
+                // Some are good halves.
+                match store.reload().await {
+                    Ok(reloaded) => printed.debug(&reloaded),
+                    Err(error) => {
+                        failures += 1;
+                        printed.reload_error(&error);
+                    }
+                }
+                printed.status(&store.status());
+            }
+        }
+    }
+    assert!(failures > 60, "only {failures} loads failed");
+
+    // Halves of two keys, a variable that is set twice, a name in which one puts the key, and a file in between.
+    fs::write(&id, format!("next-id:{NEXT}")).unwrap();
+    fs::write(&secret, SECRET).unwrap();
+    fs::write(&dotenv, format!("FAL_KEY=leak-id:{SECRET}\nFAL_KEY=next-id:{NEXT}\n")).unwrap();
+    fs::write(&key, format!("leak-id:{SECRET}")).unwrap();
+    let path = key.clone();
+    let shadowed = move |name: &str| match name {
+        "FAL_KEY" => Some(OsString::from(format!("next-id:{NEXT}"))),
+        "FAL_KEY_FILE" => Some(path.clone().into()),
+        _ => None,
+    };
+    let shadowing = ChainSource::new().push(EnvSource::all().environment(shadowed)).push(FileSource::new(&key));
+    for store in &stores {
+        printed.reload_error(&store.reload().await.unwrap_err());
+        printed.store(store);
+    }
+    printed.error(&DotenvSource::new(&dotenv).variable(format!("FAL_KEY={SECRET}")).load().await.unwrap_err());
+    printed.store(&CredentialStore::builder(shadowing).build().await.unwrap());
 }
 
 fn make_world_writable(path: &Path) {
@@ -541,8 +636,13 @@ impl Printed {
         self.debug(store);
         self.snapshot(&store.load());
         self.debug(&store.subscribe());
-        let status = store.status();
-        self.debug(&status);
+        self.status(&store.status());
+    }
+
+    fn status(&mut self, status: &Status) {
+        self.debug(status);
+        self.debug(&(status.degraded().collect::<Vec<_>>(), status.last_refusal()));
+        self.texts.push(serde_json::to_string(status).unwrap());
         if let Some(error) = &status.last_error {
             self.error(error);
         }
