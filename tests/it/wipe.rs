@@ -19,7 +19,7 @@ use http::{Request, Response, header::AUTHORIZATION};
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 use tower_fal::{
     Credential, CredentialStore, FalAuthLayer, Scheme,
-    source::{EnvSource, FileSource},
+    source::{ChainSource, DotenvSource, EnvSource, FileSource},
 };
 use zeroize::Zeroizing;
 
@@ -102,6 +102,9 @@ fn everything(secret: &Arc<Secret>) -> KeepAlive {
     let (key_file, token_file) = (directory.path().join("key"), directory.path().join("token"));
     fs::write(&key_file, &*secret.key()).unwrap();
     fs::write(&token_file, &*secret.token()).unwrap();
+    let (id_file, secret_file) = (directory.path().join("id"), directory.path().join("secret"));
+    fs::write(&id_file, ID).unwrap();
+    fs::write(&secret_file, &*secret.value()).unwrap();
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
@@ -115,6 +118,12 @@ fn everything(secret: &Arc<Secret>) -> KeepAlive {
         send(CredentialStore::builder(file).build().await.unwrap()).await;
         let file = FileSource::new(&token_file).bearer();
         send(CredentialStore::builder(file).build().await.unwrap()).await;
+
+        let pair = || FileSource::pair(&id_file, &secret_file);
+        send(CredentialStore::builder(pair()).build().await.unwrap()).await;
+        let nobody = EnvSource::all().environment(|_| None);
+        let chain = ChainSource::new().push(nobody).push(pair()).push(FileSource::new(&key_file));
+        send(CredentialStore::builder(chain).build().await.unwrap()).await;
 
         let env = EnvSource::key().environment(environment(Arc::clone(secret)));
         send(CredentialStore::builder(env).build().await.unwrap()).await;
@@ -130,8 +139,25 @@ fn rotated(secret: &Arc<Secret>) -> KeepAlive {
     let directory = tempfile::tempdir().unwrap();
     let key_file = directory.path().join("key");
     fs::write(&key_file, &*secret.key()).unwrap();
+    let (id_file, secret_file) = (directory.path().join("id"), directory.path().join("secret"));
+    fs::write(&id_file, ID).unwrap();
+    fs::write(&secret_file, &*secret.value()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let (store, service) = runtime.block_on(async {
+    let (store, service, others) = runtime.block_on(async {
+        let pair = || FileSource::pair(&id_file, &secret_file);
+        let others = [
+            CredentialStore::builder(pair()).build().await.unwrap(),
+            CredentialStore::builder(ChainSource::new().push(pair())).build().await.unwrap(),
+        ];
+        for store in &others {
+            send(store.clone()).await;
+        }
+        fs::write(&secret_file, "next-secret").unwrap();
+        for store in &others {
+            store.reload().await.unwrap();
+            assert_eq!(store.load().credential().header(), &format!("Key {ID}:next-secret"));
+        }
+
         let store = CredentialStore::builder(FileSource::new(&key_file)).build().await.unwrap();
         send(store.clone()).await;
         let answer = |_: Request<()>| ready(Ok::<_, Infallible>(Response::new(())));
@@ -144,9 +170,9 @@ fn rotated(secret: &Arc<Secret>) -> KeepAlive {
         fs::write(&key_file, "next-id:next-secret").unwrap();
         store.reload().await.unwrap();
         assert_eq!(store.load().credential().header(), "Key next-id:next-secret");
-        (store, service)
+        (store, service, others)
     });
-    Box::new((runtime, store, service, directory))
+    Box::new((runtime, store, service, others, directory))
 }
 
 /// Values that are wrong, from each of the places that copy one before they look at it.
@@ -159,14 +185,25 @@ fn refused(secret: &Arc<Secret>) -> KeepAlive {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let errors = runtime.block_on(async {
         let file = CredentialStore::builder(FileSource::new(&path)).build().await.unwrap_err();
-        let secret = Arc::clone(secret);
+        // A pair with more than a secret in place of one, also in a chain.
+        let id_file = directory.path().join("id");
+        fs::write(&id_file, ID).unwrap();
+        let pair = || FileSource::pair(&id_file, &path);
+        let chain = CredentialStore::builder(ChainSource::new().push(pair())).build().await.unwrap_err();
+        let pair = CredentialStore::builder(pair()).build().await.unwrap_err();
+        let of_the_environment = Arc::clone(secret);
         let env = EnvSource::key().environment(move |_| {
-            let mut malformed = secret.key();
+            let mut malformed = of_the_environment.key();
             malformed.extend_from_slice(b" and more");
             Some(OsString::from_vec(std::mem::take(&mut malformed)))
         });
         let env = CredentialStore::builder(env).build().await.unwrap_err();
-        (file, env, Credential::key(&*malformed).unwrap_err())
+        // Of a `.env` file only the content is ours to wipe: `dotenvy` copies each line, so it must not come to that.
+        let dotenv_file = directory.path().join(".env");
+        fs::write(&dotenv_file, &*secret.text(&"$".repeat(1001), "\n")).unwrap();
+        let dotenv = CredentialStore::builder(DotenvSource::new(&dotenv_file)).build().await.unwrap_err();
+        assert!(dotenv.to_string().contains("more than 1000"), "{dotenv}");
+        (file, chain, pair, dotenv, env, Credential::key(&*malformed).unwrap_err())
     });
     Box::new(errors)
 }
