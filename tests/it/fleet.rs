@@ -67,8 +67,8 @@ async fn a_fleet_rotates_without_a_failed_request_and_a_corrupt_secret_takes_non
     }
     // An answer to what was sent from now on, for each of them.
     let each_is_answered = async || {
-        for caller in &callers {
-            let sent = caller.sent.load(Ordering::Relaxed);
+        let sent: Vec<_> = callers.iter().map(|caller| caller.sent.load(Ordering::Relaxed)).collect();
+        for (caller, sent) in callers.iter().zip(sent) {
             while caller.answered.load(Ordering::Relaxed) <= sent {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
