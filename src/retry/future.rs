@@ -139,6 +139,9 @@ where
                     };
                     again.answered = true;
                     let refused = again.course.refused(stamp, again.body.is_possible());
+                    if again.rules.judge.is_final(response.status()) {
+                        again.body.keep_no_longer();
+                    }
                     let judging = judge::<R, M>(response, refused, Arc::clone(&again.rules));
                     State::Judged { judging: Box::pin(judging) }
                 }
@@ -151,7 +154,8 @@ where
                             State::Readying { body }
                         }
                         None => {
-                            let refusal = if again.body.is_possible() { refusal } else { refusal.not_replayable() };
+                            let is_as_it_was = again.rules.judge.is_final(refusal.status()) || again.body.is_possible();
+                            let refusal = if is_as_it_was { refusal } else { refusal.not_replayable() };
                             again.answered = false;
                             if M::HANDS_ON {
                                 again.body.keep_no_longer(); // the upload is the caller's to end, as the answer is

@@ -109,6 +109,11 @@ impl Waiting {
 }
 
 impl Judge {
+    /// Whether a refusal with this status is never followed by another attempt, whatever its body says.
+    pub(crate) fn is_final(&self, status: StatusCode) -> bool {
+        status == StatusCode::FORBIDDEN && !self.reload_on_forbidden
+    }
+
     pub(crate) async fn judge(&self, answer: Answer<'_>) -> Verdict {
         let Answer { status, headers, body, sent_with, newest, replayable, replayed } = answer;
         let read = classify(status, headers, &body, Some(sent_with.credential()));

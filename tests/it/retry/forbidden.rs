@@ -11,7 +11,8 @@ use tower_fal::{
 };
 
 use super::{
-    Answer, ELSEWHERE, RELOAD_WAIT, World, accepted, answer, assert_took, customers_post, locked, post, request, timed,
+    Answer, ELSEWHERE, Lazy, PROMPT, RELOAD_WAIT, World, accepted, answer, answer_with, assert_took, customers_post,
+    locked, post, refusal, request, timed,
 };
 use crate::support::{Says, key};
 
@@ -59,6 +60,22 @@ async fn a_403_is_told_at_once_even_if_the_key_has_changed_meanwhile() {
         assert_eq!((refusal.status().as_u16(), refusal.reason(), refusal.was_replayed()), (403, reason, false));
         assert_eq!((refusal.key_id().unwrap().as_str(), refusal.generation().unwrap().get()), ("id-1", 1));
         assert_eq!((world.fal.keys(), world.reloads(), took), (vec![1], 0, Duration::ZERO), "{reason:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_of_a_body_goes_with_the_head_of_a_403_and_stays_while_a_401_is_looked_at() {
+    for (status, kept) in [(403, 0), (401, PROMPT.len())] {
+        let world = World::new().await;
+        let retry = world.retry();
+        let said = Lazy::new(1, "no").hangs(); // for the second that it may take
+        let read = said.read();
+        world.fal.will_answer(answer_with(status, said));
+        let call = tokio::spawn(world.client_by(&retry).oneshot(post()));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!((read.pieces(), retry.replay_memory_used()), (1, kept), "{status}");
+        assert!(refusal(call.await.unwrap()).is_replayable());
+        assert_eq!(retry.replay_memory_used(), 0);
     }
 }
 
