@@ -36,7 +36,7 @@ use crate::{
     error::{BoxError, FalAuthError},
     layer::FalLayer,
     origin::OriginPolicy,
-    retry::{ReplayBody, Typed, into_bytes},
+    retry::{PeekedBody, ReplayBody, Typed},
 };
 
 /// The body of a [`FalClient`]'s response, whichever service is inside.
@@ -117,10 +117,10 @@ impl<B: Send + 'static> FalClient<B> {
         S::Error: Into<BoxError>,
         S::Future: Send + 'static,
         R: Body + Send + 'static,
-        R::Error: Into<BoxError>,
+        R::Error: Into<BoxError> + Send,
     {
         let boxed = service.map_response(|response: Response<R>| {
-            response.map(|body| body.map_frame(|frame| frame.map_data(into_bytes)).map_err(Into::into).boxed_unsync())
+            response.map(|body| PeekedBody::whole(body).map_err(Into::into).boxed_unsync())
         });
         Self { inner: BoxCloneSyncService::new(boxed.map_err(FalAuthError::from_inner)) }
     }

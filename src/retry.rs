@@ -89,8 +89,6 @@ pub(crate) mod transient;
 #[cfg(doc)]
 use crate::auth::Stamp;
 
-#[cfg(feature = "client")]
-pub(crate) use self::replay_body::into_bytes;
 #[cfg(feature = "transient")]
 #[cfg_attr(docsrs, doc(cfg(feature = "transient")))]
 pub use self::transient::{Repeatable, Transient, connection_failed};

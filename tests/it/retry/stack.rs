@@ -347,6 +347,9 @@ async fn a_plain_fal_client_takes_no_credential_to_an_origin_that_was_not_admitt
     let response = client.oneshot(request(Method::POST, &fal.run_url("/fal-ai/flux").to_string(), "{}")).await.unwrap();
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(fal.received()[0].presented.key_id(), None);
+    // And an answer keeps its length, for whoever passes it on.
+    let length = response.headers()["content-length"].to_str().unwrap().parse().unwrap();
+    assert_eq!(http_body::Body::size_hint(response.body()).exact(), Some(length));
 }
 
 #[tokio::test]
