@@ -135,7 +135,9 @@ impl Images {
         }
         let body =
             axum::body::to_bytes(Body::new(body), MAX_ANSWER).await.map_err(|error| Failed::Answer(error.into()))?;
-        serde_json::from_slice(&body).map_err(|error| Failed::Answer(error.into()))
+        // The error's own words quote what was found.
+        let fault = |error: serde_json::Error| format!("{:?} error in column {}", error.classify(), error.column());
+        serde_json::from_slice(&body).map_err(|error| Failed::Answer(fault(error).into()))
     }
 }
 
@@ -145,7 +147,7 @@ enum Failed {
     Fal(FalAuthError),
     /// An answer, and no good one.
     Status(StatusCode),
-    /// An answer that cannot be read.
+    /// An answer that cannot be read, and what is wrong with it: nothing that stands in it.
     Answer(BoxError),
 }
 

@@ -134,6 +134,19 @@ async fn no_url_and_no_path_of_an_answer_is_followed() {
     }
 }
 
+/// An answer may be long, and may hold what nobody should read: what it says is not for the log.
+#[tokio::test]
+async fn an_answer_that_cannot_be_read_is_told_by_its_fault_and_not_its_content() {
+    for answer in [r#""hush""#, r#"{"request_id":{"hush":1}}"#, r#"{"request_id":["hush"]}"#, "hush", r#"{"hush":1}"#] {
+        let fake = Served::new(Router::new().fallback(move || std::future::ready(answer))).await;
+        let file = KeyFile::new(&key_text(1));
+        let app = App::start(NAME, &["--key-file", file.path().to_str().unwrap(), "--fal-queue-url", &fake.url]).await;
+        assert_eq!(app.send(order("a cat")).await.problem(), (502, "answer".to_owned()));
+        let log = app.end().await.well();
+        assert!(log.contains("fal's answer cannot be read"), "{log}");
+    }
+}
+
 // What the examples have in common.
 
 #[tokio::test]
