@@ -45,7 +45,7 @@ use tower_http::follow_redirect::{
     policy::{Action, Attempt, Policy, PolicyExt as _, Standard, clone_body_fn, redirect_fn},
 };
 
-use self::serve::{App, Upstream, problem};
+use self::serve::{App, Upstream, climbs_out, problem};
 
 mod serve;
 
@@ -145,6 +145,9 @@ async fn run(State(byok): State<Byok>, uri: Uri, headers: HeaderMap, input: Byte
     let tenant = byok.tenant(&headers).ok_or(Refused::Unknown)?;
     let key = tenant.key.as_ref().ok_or(Refused::HasNoKey)?.load().credential().clone();
     let app = uri.path().strip_prefix("/run").unwrap_or_default();
+    if climbs_out(app) {
+        return Err(Refused::NoSuchApp);
+    }
     // A request of our own: of the caller's headers, and of its query, there is nothing in it.
     let request = Request::post(format!("{}{app}", byok.run_url))
         .header(CONTENT_TYPE, "application/json")

@@ -27,9 +27,10 @@ use axum::{
     error_handling::HandleErrorLayer,
     extract::Request,
     http::{
-        HeaderMap, HeaderName,
+        HeaderMap, HeaderName, Method, StatusCode,
         header::{ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
     },
+    middleware::{Next, from_fn},
     response::{IntoResponse as _, Response},
 };
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -39,7 +40,7 @@ use tower::{
 };
 use tower_fal::{FalAuthError, FalAuthLayer};
 
-use self::serve::{App, Upstream};
+use self::serve::{App, Upstream, climbs_out, problem};
 
 mod serve;
 
@@ -49,6 +50,9 @@ FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE, or one of these:
 
   --key-file PATH           a file with ID:SECRET, read again whenever it changes
 ";
+
+/// How fal is asked. Not by a `TRACE`, whose answer may hold the request as it came: with the key.
+const ASKED_BY: [Method; 6] = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS];
 
 /// Of the caller's headers. Not `x-fal-*`, by which a caller could choose for whom and how urgently fal works.
 const SENT: [HeaderName; 2] = [ACCEPT, CONTENT_TYPE];
@@ -90,11 +94,22 @@ async fn main() -> ExitCode {
             .service(Client::builder(TokioExecutor::new()).build(Upstream::connector()?));
         let client = Router::new().fallback_service(forward);
 
-        let router = Router::new().nest("/layer", layer).nest("/client", client);
+        let router = Router::new().nest("/layer", layer).nest("/client", client).layer(from_fn(check));
         let try_it = r#"-d '{"prompt":"a lighthouse"}' -H content-type:application/json {}/client/fal-ai/flux/dev"#;
         Ok(App::new(router, store, try_it))
     })
     .await
+}
+
+/// Lets through what can be forwarded.
+async fn check(request: Request, next: Next) -> Response {
+    if !ASKED_BY.contains(request.method()) {
+        problem(StatusCode::METHOD_NOT_ALLOWED, "method")
+    } else if climbs_out(request.uri().path()) {
+        problem(StatusCode::NOT_FOUND, "path")
+    } else {
+        next.run(request).await
+    }
 }
 
 /// A request of this server's own for the same path, below `base`.

@@ -221,6 +221,13 @@ fn without_odd_request_id<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
+/// Whether a caller's path would lead out of the URL that it is put below, if not here then where dots are taken for
+/// directories, before or after decoding.
+pub(crate) fn climbs_out(path: &str) -> bool {
+    let decoded = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
+    decoded.split(['/', '\\', ';']).any(|segment| segment == "..")
+}
+
 /// An error of the example's own, in the form in which a `FalAuthError` is answered.
 pub(crate) fn problem(status: StatusCode, reason: &str) -> Response {
     let title = status.canonical_reason().unwrap_or_default();

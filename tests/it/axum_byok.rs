@@ -94,6 +94,9 @@ async fn each_tenant_runs_with_its_own_key_and_none_with_the_houses() {
         assert_eq!(answer.problem(), (401, "unknown_tenant".to_owned()), "{nobody:?}");
         assert_eq!(answer.headers["www-authenticate"], "Bearer");
     }
+    for path in ["/run/../a", "/run/a/%2e%2E/..", "/run/a%2f..%5cb"] {
+        assert_eq!(app.send(run(ACME, path)).await.problem(), (404, "no_such_app".to_owned()), "{path}");
+    }
     assert_eq!(presented(&fal), []);
 
     fal.lock(Lock::TopUp);

@@ -154,6 +154,38 @@ async fn a_host_of_fals_in_an_inbound_request_opens_nothing() {
     assert!(log.contains("host=\"queue.fal.run\""), "{log}");
 }
 
+/// The server's key goes below the URL that was named, for what fal is asked by, and nowhere else.
+#[tokio::test]
+async fn nothing_climbs_out_of_the_named_url_and_no_method_is_forwarded_that_fal_has_no_use_for() {
+    let (heads, _fal, app, _file) = looked_at().await;
+    for way in WAYS {
+        for (method, path, expected) in [
+            // It would have the server that is asked send back what it was sent: the key.
+            ("TRACE", "/a/b", "HTTP/1.1 405"),
+            ("CONNECT", "/a/b", "HTTP/1.1 405"),
+            ("HUSH", "/a/b", "HTTP/1.1 405"),
+            ("GET", "/../a", "HTTP/1.1 404"),
+            ("GET", "/a/../../b", "HTTP/1.1 404"),
+            ("GET", "/a/..", "HTTP/1.1 404"),
+            ("GET", "/%2e%2E/a", "HTTP/1.1 404"),
+            ("GET", "/.%2e/a", "HTTP/1.1 404"),
+            ("GET", "/a%2f..%2F..%2fb", "HTTP/1.1 404"),
+            ("GET", "/..%5ca", "HTTP/1.1 404"),
+            ("GET", "/..\\a", "HTTP/1.1 404"),
+            ("GET", "/..;/a", "HTTP/1.1 404"),
+            ("GET", "/a/..b/c..?d=/../", "HTTP/1.1 200"),
+        ] {
+            let head = "host: localhost\r\nconnection: close";
+            let answer = app.raw(&format!("{method} {way}{path} HTTP/1.1\r\n{head}\r\n\r\n")).await;
+            assert!(answer.starts_with(expected), "{method} {way}{path}: {answer}");
+            let seen = heads.lock().unwrap().pop().map(|(_, uri, _)| uri.to_string());
+            let is_forwarded = expected.ends_with("200");
+            assert_eq!(seen, is_forwarded.then(|| format!("/gateway{path}")), "{method} {way}{path}");
+        }
+    }
+    app.end().await.well();
+}
+
 #[tokio::test]
 async fn a_refused_key_is_the_callers_business_behind_the_bare_layer_only() {
     let fal = MockFal::start().await.unwrap();
