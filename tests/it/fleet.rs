@@ -12,7 +12,7 @@ use std::{
 use http::{Request, StatusCode, header::CONTENT_TYPE};
 use serde_json::Value;
 use tokio::task::JoinSet;
-use tower_fal::mock::MockFal;
+use tower_fal::mock::{MockFal, Presented};
 
 use crate::{
     app::App,
@@ -27,6 +27,11 @@ const CALLERS: usize = 3;
 struct Caller {
     sent: Arc<AtomicU64>,
     answered: Arc<AtomicU64>,
+}
+
+/// How many requests have shown a key that fal does not take.
+fn refused(fal: &MockFal) -> usize {
+    fal.received().iter().filter(|received| matches!(received.presented, Presented::Refused(_))).count()
 }
 
 fn order() -> Request<String> {
@@ -74,22 +79,38 @@ async fn a_fleet_rotates_without_a_failed_request_and_a_corrupt_secret_takes_non
             }
         }
     };
+    let each_has = async |id: &str| {
+        for pod in &pods {
+            pod.ready_where(|status, report| status == StatusCode::OK && report["key_id"] == id).await;
+        }
+    };
     let story = async {
         each_is_answered().await;
 
         fal.accept(&key(2));
         secret.update(key_text(2));
-        for pod in &pods {
-            pod.ready_where(|status, report| status == StatusCode::OK && report["key_id"] == "id-2").await;
-        }
-        // What the README's query tells: every one of them has it.
+        each_has("id-2").await;
+        // What the README's query tells: every one of them has it. And what was sent before is answered.
+        each_is_answered().await;
+        fal.clear_received();
         fal.revoke(&key(1));
+        each_is_answered().await;
+        assert_eq!(refused(&fal), 0, "none of them had the old key any more");
+
+        // The wrong way round: revoked before any of them has another. That is what a replay is for.
+        fal.accept(&key(3));
+        fal.revoke(&key(2));
+        while refused(&fal) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        secret.update(key_text(3));
+        each_has("id-3").await;
         each_is_answered().await;
 
         secret.update("half a key");
         for pod in &pods {
             let report = pod.ready_where(|_, report| report["consecutive_failures"] != 0).await;
-            assert_eq!((&report["ready"], &report["key_id"]), (&true.into(), &"id-2".into()), "{report}");
+            assert_eq!((&report["ready"], &report["key_id"]), (&true.into(), &"id-3".into()), "{report}");
             assert_eq!(report["degraded"], Value::from(vec!["reload_failing"]), "{report}");
             pod.ready_where(|status, _| status == StatusCode::OK).await;
         }
