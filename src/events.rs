@@ -36,24 +36,42 @@ pub(crate) fn rotated(source: &str, key_id: Option<&KeyId>, generation: u64) {
 ///
 /// An outage of a day must not fill the log: the first failure is a warning, then each one whose number is a power
 /// of two; those between are for debugging.
-pub(crate) fn load_failed(error: &SourceError, failures: u32) {
+///
+/// `key_id` is of the credential that it keeps.
+pub(crate) fn load_failed(error: &SourceError, key_id: Option<&KeyId>, failures: u32) {
     #[cfg(feature = "tracing")]
     {
         let (source, error) = (error.source_name(), report(error));
+        macro_rules! tell {
+            ($level:ident) => {
+                tracing::$level!(
+                    source,
+                    key_id = key_id.map(tracing::field::display),
+                    failures,
+                    error,
+                    "could not load the fal credential; keeping the last good one"
+                )
+            };
+        }
         if failures.is_power_of_two() {
-            tracing::warn!(source, failures, error, "could not load the fal credential; keeping the last good one");
+            tell!(warn);
         } else {
-            tracing::debug!(source, failures, error, "could not load the fal credential; keeping the last good one");
+            tell!(debug);
         }
     }
-    let _ = (error, failures, report); // used with the feature only
+    let _ = (error, key_id, failures, report); // used with the feature only
 }
 
 /// A load succeeded after some that did not.
-pub(crate) fn recovered(source: &str, failures: u32) {
+pub(crate) fn recovered(source: &str, key_id: Option<&KeyId>, failures: u32) {
     #[cfg(feature = "tracing")]
-    tracing::info!(source, failures, "the source of the fal credential answers again");
-    let _ = (source, failures);
+    tracing::info!(
+        source,
+        key_id = key_id.map(tracing::field::display),
+        failures,
+        "the source of the fal credential answers again"
+    );
+    let _ = (source, key_id, failures);
 }
 
 /// The driver was dropped while stores still exist: their runtime has ended.
@@ -147,14 +165,15 @@ pub(crate) fn watcher_deaf(source: &str) {
 }
 
 /// A credential that can never change in this process stands before one that could.
-pub(crate) fn shadowed(source: &str, shadowed: &str) {
+pub(crate) fn shadowed(source: &str, key_id: Option<&KeyId>, shadowed: &str) {
     #[cfg(feature = "tracing")]
     tracing::warn!(
         source,
+        key_id = key_id.map(tracing::field::display),
         shadowed,
         "the fal credential comes from a place that cannot be rotated, and shadows a file"
     );
-    let _ = (source, shadowed);
+    let _ = (source, key_id, shadowed);
 }
 
 /// Anyone on this machine may replace the key.

@@ -75,10 +75,10 @@ impl ChainSource {
         self
     }
 
-    fn won(&self, index: usize) {
+    fn won(&self, index: usize, credential: &Credential) {
         let last = self.winner().replace(Winner { index, absent_since: None });
         if last.is_none_or(|last| last.index != index) {
-            self.report_shadowed(index);
+            self.report_shadowed(index, credential);
         }
     }
 
@@ -93,7 +93,7 @@ impl ChainSource {
     }
 
     /// Does a credential that never changes stand before a file?
-    fn report_shadowed(&self, index: usize) {
+    fn report_shadowed(&self, index: usize, credential: &Credential) {
         let winner = &self.sources[index];
         if winner.poll_interval().is_some() {
             return;
@@ -104,10 +104,10 @@ impl ChainSource {
             .collect();
         // Nobody waits for it: a file system that hangs is no matter of the credential that was found.
         if let (false, Ok(runtime)) = (behind.is_empty(), Handle::try_current()) {
-            let winner = winner.name().to_owned();
+            let (winner, key_id) = (winner.name().to_owned(), credential.key_id().cloned());
             runtime.spawn_blocking(move || {
                 if let Some((shadowed, _)) = behind.iter().find(|(_, path)| path.exists()) {
-                    events::shadowed(&winner, shadowed);
+                    events::shadowed(&winner, key_id.as_ref(), shadowed);
                 }
             });
         }
@@ -133,7 +133,7 @@ impl CredentialSource for ChainSource {
             let name = source.name();
             match source.load().await {
                 Ok(Some(credential)) => {
-                    self.won(index);
+                    self.won(index, &credential);
                     let is_named = credential.source().is_some();
                     return Ok(Some(if is_named { credential } else { credential.with_source(name) }));
                 }

@@ -191,7 +191,8 @@ impl EnvSource {
         if let Some(file) = self.parts.iter().find(is_set)
             && !self.warned.swap(true, Ordering::Relaxed)
         {
-            events::shadowed(credential.source().unwrap_or(&self.name), &format!("env:{file}"));
+            let source = credential.source().unwrap_or(&self.name);
+            events::shadowed(source, credential.key_id(), &format!("env:{file}"));
         }
     }
 

@@ -247,16 +247,18 @@ impl Shared {
             Err(_) => "failed",
         });
         self.show();
+        let current = self.load();
+        let key_id = current.credential().key_id();
         let result = match result {
             Ok(next) => {
                 if failures > 0 {
-                    events::recovered(self.load().source(), failures);
+                    events::recovered(current.source(), key_id, failures);
                 }
                 next.iter().for_each(announce);
                 Ok(())
             }
             Err(error) => {
-                events::load_failed(&error, failures.saturating_add(1));
+                events::load_failed(&error, key_id, failures.saturating_add(1));
                 Err(error)
             }
         };

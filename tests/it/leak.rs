@@ -93,6 +93,12 @@ fn the_secret_is_in_nothing_that_is_printed() {
     ] {
         assert!(events.iter().any(|line| line.contains(message)), "no event says `{message}`");
     }
+    // Whoever reads one of these alone knows which key it is about, and from where.
+    for message in ["was rotated", "could not load", "answers again", "shadows a file"] {
+        let mut told = events.iter().filter(|line| line.contains(message));
+        let named = |line: &String| line.contains(" source=") && line.contains(" key_id=");
+        assert!(told.any(named), "`{message}` names no key");
+    }
     let counters = metrics.counters().into_iter().map(|(series, count)| format!("{series} {count}"));
     let gauges = metrics.gauges().into_iter().map(|(series, value)| format!("{series} {value}"));
     let metrics: Vec<_> = counters.chain(gauges).collect();
