@@ -19,6 +19,8 @@ use crate::{
 
 #[cfg(feature = "retry")]
 mod refusals;
+#[cfg(all(feature = "retry", feature = "tracing"))]
+mod runs;
 mod store_metrics;
 
 #[cfg(feature = "retry")]
@@ -92,16 +94,33 @@ pub(crate) fn replayed(accepted: bool) {
     let _ = result;
 }
 
-/// Our caller was told that there is no answer from fal; this is the part that the operator is told.
+/// Our caller was told that there is no answer from fal; this is the part that the operator is told, of some louder
+/// than of others: see [`Runs`](runs::Runs).
 #[cfg(feature = "axum")]
 pub(crate) fn answered(status: StatusCode, reason: &'static str, error: &FalAuthError) {
     #[cfg(feature = "tracing")]
-    tracing::warn!(
-        status = status.as_u16(),
-        reason,
-        error = without_queries(&report(error)),
-        "a request to fal failed, and so did the one that it was made for"
-    );
+    {
+        /// For the process: a response knows of no layer.
+        static RUNS: runs::Runs<&str> = runs::Runs::new();
+
+        let answers = RUNS.count(reason, None);
+        macro_rules! tell {
+            ($level:ident) => {
+                tracing::$level!(
+                    status = status.as_u16(),
+                    reason,
+                    answers,
+                    error = without_queries(&report(error)),
+                    "a request to fal failed, and so did the one that it was made for"
+                )
+            };
+        }
+        if answers.is_power_of_two() {
+            tell!(warn);
+        } else {
+            tell!(debug);
+        }
+    }
     let _ = (status, reason, error);
 }
 

@@ -40,8 +40,8 @@ use crate::{
 /// {"type":"about:blank","title":"Bad Gateway","status":502,"reason":"unknown_credential"}
 /// ```
 ///
-/// No key id, no source, no word of fal's: those go to the operator, as a warning with the whole error (feature
-/// `tracing`). The [`Refusal`] is also in the response's extensions, for a layer that counts or logs them; extensions
+/// No key id, no source, no word of fal's: those go to the operator, as an event with the whole error (feature
+/// `tracing`): for one reason the 1st, 2nd, 4th, 8th… is a warning, and the others are for debugging. The [`Refusal`] is also in the response's extensions, for a layer that counts or logs them; extensions
 /// do not leave the server.
 ///
 /// ```

@@ -7,9 +7,11 @@ use std::{
     time::Duration,
 };
 
+use axum::response::IntoResponse as _;
 use http::Method;
+use http_body_util::BodyExt as _;
 use tower::{ServiceExt as _, retry::budget::TpsBudget};
-use tower_fal::retry::Transient;
+use tower_fal::{FalAuthError, retry::Transient};
 use tracing::{
     Event, Level, Subscriber,
     field::{Field, Visit},
@@ -155,6 +157,28 @@ fn every_refusal_and_replay_is_counted_under_closed_labels() {
         ("tower_fal_retry_budget_exhausted_total", 1),
     ];
     assert_eq!(counters, wanted.into_iter().map(|(name, count)| (name.to_owned(), count)).collect());
+}
+
+#[test]
+fn an_outage_does_not_fill_the_log_with_what_our_own_callers_are_told() {
+    let told = Told::default();
+    let dispatch = tracing::Dispatch::new(told.clone());
+    let _so_that_there_are_two = tracing::Dispatch::new(told.clone());
+    tracing::dispatcher::with_default(&dispatch, || {
+        tell(async {
+            for _ in 0..1000 {
+                // One for a reason that no other test of this process has: it is counted for all of it.
+                let too_long = http_body_util::Limited::new("too long".to_owned(), 1).collect().await.unwrap_err();
+                assert_eq!(FalAuthError::Transport(too_long).into_response().status(), 413);
+            }
+        });
+    });
+    let events = told.events.lock().unwrap();
+    let (warnings, others): (Vec<_>, Vec<_>) = events.iter().partition(|event| event.level == Level::WARN);
+    let numbers: Vec<_> = warnings.iter().map(|event| event.fields["answers"].as_str()).collect();
+    assert_eq!(numbers, ["1", "2", "4", "8", "16", "32", "64", "128", "256", "512"]);
+    assert!(others.len() == 990 && others.iter().all(|event| event.level == Level::DEBUG));
+    assert!(events.iter().all(|event| event.fields["reason"] == "body_too_long" && event.fields.contains_key("error")));
 }
 
 #[test]
