@@ -88,6 +88,7 @@ async fn what_is_forwarded_has_the_servers_key_and_of_the_callers_headers_what_i
         ] {
             request.headers_mut().insert(name, value.parse().unwrap());
         }
+        request.headers_mut().append("accept", "application/json".parse().unwrap());
         let answer = app.send(request).await;
         let (method, uri, headers) = heads.lock().unwrap().pop().unwrap();
         assert_eq!((method.as_str(), uri.to_string().as_str()), ("POST", "/gateway/a/b%2Fc?d=hush"), "{way}");
@@ -95,6 +96,7 @@ async fn what_is_forwarded_has_the_servers_key_and_of_the_callers_headers_what_i
             headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         headers.sort_unstable();
         let expected = [
+            ("accept", "application/json"),
             ("accept", "text/event-stream"),
             ("authorization", "Key id-1:secret-of-id-1"),
             ("content-length", "18"),
