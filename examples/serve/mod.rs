@@ -7,9 +7,6 @@
 //!   whoever sends them has noticed (`--drain-delay`). Then no more connections are accepted, and what is open may
 //!   finish (`--drain-timeout`). A second signal ends it at once.
 
-// Each example uses its own part of it.
-#![allow(dead_code)]
-
 use std::{
     env, io,
     net::SocketAddr,
@@ -68,6 +65,7 @@ pub(crate) struct App {
 
 impl App {
     /// A server that can do its work if this store has a usable credential.
+    #[allow(dead_code)] // axum_byok has as many stores as tenants
     pub(crate) fn new(router: Router, store: CredentialStore, try_it: &'static str) -> Self {
         let ready = move || {
             let status = store.status();
@@ -223,6 +221,7 @@ fn without_odd_request_id<B>(mut request: Request<B>) -> Request<B> {
 
 /// Whether a caller's path would lead out of the URL that it is put below, if not here then where dots are taken for
 /// directories, before or after decoding.
+#[allow(dead_code)] // no path of axum_images is a caller's
 pub(crate) fn climbs_out(path: &str) -> bool {
     let decoded = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
     decoded.split(['/', '\\', ';']).any(|segment| segment == "..")

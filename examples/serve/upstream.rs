@@ -66,6 +66,7 @@ impl Upstream {
     }
 
     /// The server's own credential. It fails here and now if there is none.
+    #[allow(dead_code)] // axum_byok has none
     pub(crate) async fn store(&self) -> Result<CredentialStore, SourceError> {
         if let Some(key) = self.demo_key("demo-key")? {
             return Ok(CredentialStore::fixed(key));
