@@ -12,7 +12,7 @@ use axum::{
     response::IntoResponse,
 };
 use http::Version;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Empty, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::json;
 use tower_fal::mock::{MockFal, Presented};
@@ -243,6 +243,34 @@ async fn a_stream_that_is_open_at_a_shutdown_is_read_to_its_end() {
         let rest = Answer::of(stream).await.body;
         assert_eq!(rest.matches("data: ").count(), 2, "{rest}");
     }
+    let log = app.ended().await.well();
+    assert!(!log.contains("closing"), "{log}");
+}
+
+/// All on one connection, which nothing closes before its last answer is there.
+#[tokio::test]
+async fn a_shutdown_loses_nothing_over_http_2_either() {
+    let fal = MockFal::start().await.unwrap();
+    let (app, _file) = App::against(NAME, &fal, &["--drain-delay", "2"]).await;
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Full<bytes::Bytes>>();
+    let send = async |path: &str| {
+        let request = http::Request::post(format!("{}{path}", app.url)).body(Full::from("{}")).unwrap();
+        client.request(request).await.unwrap()
+    };
+    fal.hold_events_after(1);
+    let mut stream = send("/client/fal-ai/flux/stream").await;
+    assert_eq!(stream.version(), Version::HTTP_2);
+    stream.frame().await.unwrap().unwrap();
+    app.signal("TERM").await;
+    app.ready_where(|status, _| status == 503).await;
+    for _ in 0..20 {
+        let answer = send("/client/fal-ai/flux").await;
+        // Which HTTP/2 forbids.
+        assert_eq!((answer.status().as_u16(), answer.headers().get("connection")), (200, None));
+    }
+    app.refuses_connections().await;
+    fal.hold_events_after(usize::MAX);
+    assert_eq!(Answer::of(stream).await.body.matches("data: ").count(), 2);
     let log = app.ended().await.well();
     assert!(!log.contains("closing"), "{log}");
 }
