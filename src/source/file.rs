@@ -150,7 +150,7 @@ impl FileSource {
     }
 
     fn read_file(&self, path: &Path, half: &str) -> Result<OneFile, SourceError> {
-        let failed = |message: &str, error| SourceError::io(self.name.clone(), format!("{half}{message}"), error);
+        let failed = |what: &str, error| self.failed(half, what, error);
         // Twice: before, because opening a device can do things; and behind, because the path may have changed.
         let metadata = std::fs::metadata(path).map_err(|error| failed("cannot be found", error))?;
         self.refuse_special(&metadata, half)?;
@@ -167,8 +167,18 @@ impl FileSource {
     }
 
     fn resolve(&self, path: &Path, half: &str) -> Result<PathBuf, SourceError> {
-        let failed = |error| SourceError::io(self.name.clone(), format!("{half}cannot be found"), error);
-        std::fs::canonicalize(path).map_err(failed)
+        std::fs::canonicalize(path).map_err(|error| self.failed(half, "cannot be found", error))
+    }
+
+    fn failed(&self, half: &str, what: &str, error: io::Error) -> SourceError {
+        let (what, next) = match error.kind() {
+            io::ErrorKind::NotFound => (what, "; put the credential there, or name the file that has it"),
+            io::ErrorKind::PermissionDenied => {
+                ("may not be read", "; let the user of this process read it and enter its directories")
+            }
+            _ => (what, ""),
+        };
+        SourceError::io(self.name.clone(), format!("{half}{what}{next}"), error)
     }
 
     fn credential(&self, content: &Content) -> Result<Credential, SourceError> {
@@ -401,8 +411,22 @@ mod tests {
     async fn a_missing_file_is_an_error_that_names_it() {
         let error = FileSource::new("/nowhere/at/all").load().await.unwrap_err();
         assert_eq!(error.kind(), SourceErrorKind::NotFound);
-        assert!(report(&error).starts_with("file:/nowhere/at/all: cannot be found: "), "{}", report(&error));
+        assert!(
+            report(&error).starts_with("file:/nowhere/at/all: cannot be found; put the credential there, "),
+            "{}",
+            report(&error)
+        );
         assert!(error.source().is_some());
+    }
+
+    /// By hand: nothing is forbidden to root, as whom tests may run.
+    #[test]
+    fn a_file_that_may_not_be_read_is_not_called_missing() {
+        let denied = io::ErrorKind::PermissionDenied.into();
+        let error = FileSource::new("/key").failed("", "cannot be found", denied);
+        assert_eq!(error.kind(), SourceErrorKind::Unreadable);
+        let said = "file:/key: may not be read; let the user of this process read it and enter its directories";
+        assert_eq!(error.to_string(), said);
     }
 
     #[tokio::test]
@@ -505,7 +529,8 @@ mod tests {
         let said = async || pair.load().await.unwrap_err().to_string().split_once("secret: ").unwrap().1.to_owned();
 
         fs::write(&secret, "secret\n").unwrap();
-        assert_eq!(said().await, "the file of the id cannot be found");
+        let missing = "cannot be found; put the credential there, or name the file that has it";
+        assert_eq!(said().await, format!("the file of the id {missing}"));
         fs::create_dir(&id).unwrap();
         assert_eq!(said().await, "the file of the id is a directory: name the file in it");
         fs::remove_dir(&id).unwrap();
@@ -515,7 +540,7 @@ mod tests {
         fs::write(&secret, "").unwrap();
         assert_eq!(said().await, "holds no credential");
         fs::remove_file(&secret).unwrap();
-        assert_eq!(said().await, "the file of the secret cannot be found");
+        assert_eq!(said().await, format!("the file of the secret {missing}"));
         fs::write(&secret, "secret").unwrap();
         assert!(pair.bearer().load().await.is_err());
 

@@ -256,7 +256,11 @@ async fn a_missing_or_broken_file_fails_at_the_start() {
     for (content, text) in [
         (Some("half"), "holds no credential: the key has no `:`; a fal key has the form `id:secret`"),
         (Some(""), "holds no credential: the key is empty"),
-        (None, "cannot be found: No such file or directory (os error 2)"),
+        (
+            None,
+            "cannot be found; put the credential there, or name the file that has it: No such file or directory (os \
+             error 2)",
+        ),
     ] {
         match content {
             Some(content) => file.write(content),
