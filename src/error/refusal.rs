@@ -147,8 +147,8 @@ impl fmt::Display for Refusal {
             ),
             Reason::UnknownCredential => write!(
                 f,
-                "fal does not know {who}: it was revoked, has expired or was mistyped; put a valid one there, from \
-                 fal.ai/dashboard/keys"
+                "fal does not know {who}: it was revoked, has expired or was mistyped; put a valid one in its place, \
+                 from fal.ai/dashboard/keys"
             ),
             Reason::AccountLocked(reason) => write!(
                 f,

@@ -183,8 +183,8 @@ async fn when_nothing_newer_comes_the_error_says_who_was_refused_and_why_after_t
     assert_eq!(world.fal.keys(), [1]);
     assert_eq!(
         refusal.to_string(),
-        "fal does not know key `id-1` from script: it was revoked, has expired or was mistyped; put a valid one there, \
-         from fal.ai/dashboard/keys [x-fal-request-id request-7]"
+        "fal does not know key `id-1` from script: it was revoked, has expired or was mistyped; put a valid one in its \
+         place, from fal.ai/dashboard/keys [x-fal-request-id request-7]"
     );
 }
 
