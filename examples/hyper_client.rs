@@ -23,9 +23,34 @@ use tower_fal::{CredentialStore, FalAuthLayer, auth::Stamp, error::report, sourc
 /// The status of a request that nobody has made: 404 to whoever may ask, 401 to whoever may not. It runs nothing.
 const PROBE: &str = "https://queue.fal.run/fal-ai/flux/requests/00000000-0000-4000-8000-000000000000/status";
 
+const HELP: &str = "\
+hyper-util's client, rustls and the environment's credential against the real fal.
+
+  cargo run --example hyper_client
+      asks whether fal takes the key; free
+  cargo run --example hyper_client -- fal-ai/flux/schnell '{\"prompt\":\"a cat\"}'
+      runs a model; fal bills it
+
+It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE.
+";
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    match call_fal().await {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    let run = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => None,
+        ["--help" | "-h"] => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        // What begins so is a mistaken option, and to fal it would be the name of an app.
+        [app, input] if !app.starts_with('-') => Some((app, input)),
+        _ => {
+            eprint!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match call_fal(run).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", report(&*error));
@@ -34,7 +59,8 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn call_fal() -> Result<(), Box<dyn Error>> {
+/// Runs this app with this input, or asks whether it could.
+async fn call_fal(run: Option<(&str, &str)>) -> Result<(), Box<dyn Error>> {
     let store = CredentialStore::builder(EnvSource::all()).build().await?;
     println!("credential: {:?} from {}", store.load().credential(), store.status().source);
 
@@ -49,15 +75,11 @@ async fn call_fal() -> Result<(), Box<dyn Error>> {
         .layer(FalAuthLayer::new(store))
         .service(Client::builder(TokioExecutor::new()).build(connector));
 
-    let mut arguments = env::args().skip(1);
-    let request = match (arguments.next(), arguments.next()) {
-        (None, _) => Request::get(PROBE).body(Full::default())?,
-        (Some(app), Some(input)) => Request::post(format!("https://fal.run/{app}"))
+    let request = match run {
+        None => Request::get(PROBE).body(Full::default())?,
+        Some((app, input)) => Request::post(format!("https://fal.run/{app}"))
             .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(input)))?,
-        (Some(_), None) => {
-            return Err("give the app and its input: fal-ai/flux/schnell '{\"prompt\":\"a cat\"}'".into());
-        }
+            .body(Full::new(Bytes::copy_from_slice(input.as_bytes())))?,
     };
     let probing = request.method() == http::Method::GET;
 

@@ -134,12 +134,13 @@ struct Options {
 
 impl Options {
     /// `None` asks for help. An error shows no argument that may be a key.
-    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
+    fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut options = Self { listen: any, control: any, keys: Vec::new(), ca_out: None };
         let mut tls = false;
-        while let Some(name) = arguments.next() {
-            let mut value = || arguments.next().ok_or_else(|| format!("{name} needs a value"));
+        let mut arguments = arguments.zip(1..);
+        while let Some((name, at)) = arguments.next() {
+            let mut value = || arguments.next().map(|(value, _)| value).ok_or_else(|| format!("{name} needs a value"));
             let address = |value: String| value.parse().map_err(|_| format!("{name} needs an IP address and a port"));
             match name.as_str() {
                 "--listen" => options.listen = address(value()?)?,
@@ -148,7 +149,7 @@ impl Options {
                 "--ca-out" => options.ca_out = Some(value()?.into()),
                 "--tls" => tls = true,
                 "--help" | "-h" => return Ok(None),
-                _ => return Err("there is an argument that is no option".to_owned()),
+                _ => return Err(format!("argument {at} is no option; the value of one is an argument of its own")),
             }
         }
         if tls != options.ca_out.is_some() {

@@ -10,6 +10,7 @@
 
 use std::{
     collections::BTreeMap,
+    env,
     error::Error,
     fs, io,
     path::Path,
@@ -45,6 +46,14 @@ const PHASE: Duration = Duration::from_millis(800);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    match env::args().nth(1).as_deref() {
+        None => {}
+        Some("--help" | "-h") => {
+            println!("A key rotated under load, against a fal in this process. It takes no arguments.");
+            return Ok(());
+        }
+        Some(_) => return Err("it takes no arguments".into()),
+    }
     let [first, second, third] = [
         Credential::key("first-key:quickstart-secret-1")?,
         Credential::key("second-key:quickstart-secret-2")?,

@@ -24,13 +24,29 @@ use tower_fal::{Credential, CredentialStore, error::report, mock::MockFal, origi
 /// The longest event that is taken, in bytes.
 const MAX_EVENT: usize = 16 * 1024 * 1024;
 
+const HELP: &str = "\
+Server-sent events, each printed as it arrives.
+
+  cargo run --example stream
+      a fal in this process: no key, no network
+  cargo run --example stream -- --live fal-ai/any-llm/stream '{\"prompt\":\"a haiku\"}'
+      the real one, which bills it; needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE
+";
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] | ["--demo"] => demo().await,
         ["--live", app, input] => live(app, input).await,
-        _ => Err("either nothing, or: --live fal-ai/any-llm/stream '{\"prompt\":\"a haiku\"}'".into()),
+        ["--help" | "-h"] => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("{HELP}");
+            return ExitCode::from(2);
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

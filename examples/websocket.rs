@@ -50,13 +50,29 @@ use tower_fal::{
     source::{EnvSource, FileSource},
 };
 
+const HELP: &str = "\
+WebSockets to fal, whose handshakes carry a store's credential.
+
+  cargo run --example websocket
+      a fal in this process: no key, no network
+  cargo run --example websocket -- --live fal-ai/flux/schnell '{\"prompt\":\"a cat\"}'
+      the real one, which bills it; needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE
+";
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] | ["--demo"] => demo().await,
         ["--live", app, input] => live(app, input).await,
-        _ => Err("either nothing, or: --live fal-ai/flux/schnell '{\"prompt\":\"a cat\"}'".into()),
+        ["--help" | "-h"] => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("{HELP}");
+            return ExitCode::from(2);
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,14 +6,19 @@
 //! usable credential it prints `{"error":"…"}` and exits with 1.
 
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout)] // an example is there to be read
+#![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::{error::Error, process::ExitCode};
+use std::{env, error::Error, process::ExitCode};
 
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tower_fal::{CredentialStore, error::report, source::EnvSource};
+
+const HELP: &str = "\
+Which credential this environment resolves to, and from where, as one line of JSON without the secret. It takes no
+arguments. It looks at FAL_KEY, at FAL_KEY_ID and FAL_KEY_SECRET, and at the file that FAL_KEY_FILE names.
+";
 
 #[derive(Serialize)]
 struct Found {
@@ -25,6 +30,17 @@ struct Found {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    match env::args().nth(1).as_deref() {
+        None => {}
+        Some("--help" | "-h") => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Some(_) => {
+            eprint!("{HELP}");
+            return ExitCode::from(2);
+        }
+    }
     match whoami().await {
         Ok(found) => {
             println!("{found}");

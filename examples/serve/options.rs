@@ -31,10 +31,7 @@ pub(crate) struct Options {
 impl Options {
     /// `keys` is the name of the option that says where the keys are. `None` asks for help. An error shows nothing that
     /// may be a key.
-    pub(crate) fn parse(
-        mut arguments: impl Iterator<Item = String>,
-        keys: &'static str,
-    ) -> Result<Option<Self>, String> {
+    pub(crate) fn parse(arguments: impl Iterator<Item = String>, keys: &'static str) -> Result<Option<Self>, String> {
         let mut options = Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             demo: false,
@@ -46,8 +43,9 @@ impl Options {
             drain_delay: Duration::from_secs(3),
             drain_timeout: Duration::from_secs(25),
         };
-        while let Some(name) = arguments.next() {
-            let mut value = || arguments.next().ok_or_else(|| format!("{name} needs a value"));
+        let mut arguments = arguments.zip(1..);
+        while let Some((name, at)) = arguments.next() {
+            let mut value = || arguments.next().map(|(value, _)| value).ok_or_else(|| format!("{name} needs a value"));
             let seconds = |value: String| {
                 let seconds = value.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
                 seconds.ok_or_else(|| format!("{name} needs a number of seconds"))
@@ -65,7 +63,7 @@ impl Options {
                 "--drain-timeout" => options.drain_timeout = seconds(value()?)?,
                 "--help" | "-h" => return Ok(None),
                 _ if name == keys => options.keys = Some(value()?.into()),
-                _ => return Err("there is an argument that is no option".to_owned()),
+                _ => return Err(format!("argument {at} is no option; the value of one is an argument of its own")),
             }
         }
         if options.demo && (options.keys.is_some() || options.run_url.is_some() || options.queue_url.is_some()) {

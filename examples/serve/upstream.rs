@@ -5,7 +5,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use tower_fal::{
     Credential, CredentialStore,
-    error::{BoxError, SourceError},
+    error::{BoxError, SourceError, SourceErrorKind, report},
     mock::MockFal,
     origin::FalOrigins,
     source::{EnvSource, FileSource},
@@ -67,7 +67,7 @@ impl Upstream {
 
     /// The server's own credential. It fails here and now if there is none.
     #[allow(dead_code)] // axum_byok has none
-    pub(crate) async fn store(&self) -> Result<CredentialStore, SourceError> {
+    pub(crate) async fn store(&self) -> Result<CredentialStore, BoxError> {
         if let Some(key) = self.demo_key("demo-key")? {
             return Ok(CredentialStore::fixed(key));
         }
@@ -75,7 +75,12 @@ impl Upstream {
             Some(path) => CredentialStore::builder(FileSource::new(path)),
             None => CredentialStore::builder(EnvSource::all()),
         };
-        store.watch_files().build().await
+        store.watch_files().build().await.map_err(|error| match error.kind() {
+            SourceErrorKind::NotFound => {
+                format!("{}\nOr --key-file PATH, or --demo; see --help.", report(&error)).into()
+            }
+            _ => error.into(),
+        })
     }
 
     /// In a demonstration, a key that its fal takes from now on.

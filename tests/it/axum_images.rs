@@ -245,6 +245,7 @@ async fn what_is_missing_or_mistaken_is_said_and_no_word_of_what_may_be_a_key() 
     let file = file.to_str().unwrap();
     for (code, arguments, says) in [
         (1, vec![], "set FAL_KEY"),
+        (1, vec![], "or --demo"),
         (1, vec!["--key-file", file], "holds no credential"),
         (1, vec!["--demo", "--listen", "192.0.2.1:1"], "cannot listen on 192.0.2.1:1"),
         (1, vec!["--key-file", file, "--fal-run-url", "http://hush.example"], "--fal-run-url: the origin would carry"),
@@ -260,6 +261,7 @@ async fn what_is_missing_or_mistaken_is_said_and_no_word_of_what_may_be_a_key() 
         (2, vec!["--key-file"], "--key-file needs a value"),
         (2, vec!["--tenants", "hush"], "no option"),
         (2, vec!["hush"], "no option"),
+        (2, vec!["--listen", "127.0.0.1:0", "hush"], "argument 3 is no option"),
     ] {
         let (exit, printed, told) = gives_up(app(NAME).args(&arguments)).await;
         assert_eq!(exit, Some(code), "{arguments:?}: {told}");
