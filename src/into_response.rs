@@ -31,8 +31,9 @@ use crate::{
 /// | | anything else | 502 | `transport` |
 ///
 /// The status is that of a server whose own call failed: but for a body that they sent, your callers did nothing wrong,
-/// and a 401 would have them look for a mistake in *their* credentials. A locked account is a 503, as the server cannot do its work until
-/// somebody has paid. There is no `Retry-After`, since fal states no time after which it would be worth it.
+/// and a 401 would have them look for a mistake in *their* credentials. A locked account is a 503, as the server cannot
+/// do its work until somebody has paid. There is no `Retry-After`, since fal states no time after which it would be
+/// worth it.
 ///
 /// The body is `application/problem+json` (RFC 9457) and says no more than the table:
 ///

@@ -49,10 +49,11 @@ const MOST_READS: u32 = 10;
 /// into that one, and nothing of another one that takes its place, which is how kubelet and most tools rotate. The
 /// README has a table of what rotates in place.
 ///
-/// At most 64 KiB are read, off the runtime's threads. (A read that hangs, on a dead network mount, holds one of them,
-/// and with it the end of the runtime: use `Runtime::shutdown_timeout` where that can happen.) A path is an obligation: a missing file is an error, never
-/// "ask the next source". That others may *read* the file is not this crate's to judge (kubelet mounts with mode
-/// 0644); that everyone may *write* it is logged as a warning, with the `tracing` feature.
+/// At most 64 KiB are read, on a thread for blocking work. (A read that hangs, on a dead network mount, holds that
+/// thread, and with it the end of the runtime: use `Runtime::shutdown_timeout` where that can happen.) A path is an
+/// obligation: a missing file is an error, never "ask the next source". That others may *read* the file is not this
+/// crate's to judge (kubelet mounts with mode 0644); that everyone may *write* it is logged as a warning, with the
+/// `tracing` feature.
 ///
 /// ```
 /// use std::time::Duration;
