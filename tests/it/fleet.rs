@@ -12,7 +12,10 @@ use std::{
 use http::{Request, StatusCode, header::CONTENT_TYPE};
 use serde_json::Value;
 use tokio::task::JoinSet;
-use tower_fal::mock::{MockFal, Presented};
+use tower_fal::{
+    Credential,
+    mock::{MockFal, Presented},
+};
 
 use crate::{
     app::App,
@@ -148,7 +151,8 @@ fn the_manifests_agree_with_the_server_and_with_each_other() {
     // The file that the server looks for is the one that the Secret becomes.
     let key_file = deployment.lines().skip_while(|line| !line.contains("FAL_KEY_FILE")).nth(1).unwrap();
     assert_eq!(key_file.trim(), format!("value: {}/key", after(&deployment, "mountPath")));
-    assert!(secret.contains("\n  key: "));
+    // And the placeholder is none that a pod would take.
+    assert!(secret.contains("\n  key: ") && Credential::key(after(&secret, "key")).is_err());
     assert_eq!(after(&secret, "name"), after(&deployment, "secretName"));
     assert!(!deployment.lines().any(|line| line.trim_start().starts_with("subPath")), "it would never be rotated");
 
