@@ -7,7 +7,7 @@ use std::path::Path;
 #[cfg(feature = "transient")]
 use std::time::Duration;
 
-#[cfg(feature = "axum")]
+#[cfg(feature = "retry")]
 use http::StatusCode;
 
 #[cfg(feature = "axum")]
@@ -81,6 +81,18 @@ pub(crate) fn driver_ended(source: &str) {
     #[cfg(feature = "tracing")]
     tracing::warn!(source, "the runtime that reloads the fal credential has ended; it will not be rotated any more");
     let _ = source;
+}
+
+/// A 401 or 403 came back to a request that carried nothing of ours, or from where a redirect has led: it is passed
+/// on, and for debugging. Whoever has not admitted an origin finds out here.
+#[cfg(feature = "retry")]
+pub(crate) fn not_ours(status: StatusCode) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(
+        status = status.as_u16(),
+        "a request was refused that carried no credential of the store: was its origin admitted?"
+    );
+    let _ = status;
 }
 
 /// A request that was sent again has its answer.

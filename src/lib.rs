@@ -56,7 +56,7 @@
 //! | `signal` | `CredentialStoreBuilder::reload_on_sighup`: SIGHUP asks for a reload (Unix) |
 //! | `dotenv` | `source::DotenvSource`: one variable of a `.env` file |
 //! | `mock` | `mock::MockFal`: an in-process fal on loopback, for tests and examples |
-//! | `tracing` | events: rotation and recovery (info), failures and refusals (warn), replays and retries (debug) |
+//! | `tracing` | events: rotation and recovery (info), failures and refusals (warn), replays, retries and refusals of others (debug) |
 //! | `metrics` | which key each store holds and since when; counters for reloads, refusals, replays and retries |
 //! | `full` | all of them |
 //!

@@ -105,7 +105,11 @@ impl Course {
 
 /// What a refused request was sent with; `None` for a response that was no refusal, or not of a credential of ours.
 pub(crate) fn stamp_of(status: StatusCode, extensions: &Extensions) -> Option<Stamp> {
-    is_refusal(status).then(|| extensions.get().cloned()).flatten()
+    let stamp = is_refusal(status).then(|| extensions.get().cloned())?;
+    if stamp.is_none() {
+        events::not_ours(status);
+    }
+    stamp
 }
 
 pub(crate) async fn judge<R: Body, M: Mode>(

@@ -18,7 +18,7 @@ use tracing::{
     span,
 };
 
-use super::{ADMITTED, Answer, Client, PROMPT, World, answer, customers_post, locked, post, request};
+use super::{ADMITTED, Answer, Client, ELSEWHERE, PROMPT, World, answer, customers_post, locked, post, request};
 use crate::support::Recorded;
 
 /// One story in which everything happens that is worth an event, each in a world of its own.
@@ -56,6 +56,9 @@ async fn story() {
     let world = worlds().await;
     world.fal.will_answer(locked());
     send(world.client()).await;
+    // A host that was not admitted.
+    let world = worlds().await;
+    drop(world.client().oneshot(request(Method::POST, ELSEWHERE, PROMPT)).await);
     // Failures in passing, until the budget is used up.
     let none_left = TpsBudget::new(Duration::from_secs(10), 0, 0.0);
     for transient in [Transient::default(), Transient::default().budget(none_left)] {
@@ -123,6 +126,9 @@ fn every_refusal_and_replay_is_an_event_with_closed_fields() {
     assert!(replays.iter().all(|event| event.level == Level::DEBUG && event.fields.len() == 1));
     let results: Vec<_> = replays.iter().map(|event| of(event, "result")).collect();
     assert_eq!(results, ["accepted", "refused", "accepted"]);
+    let not_ours = about("a request was refused that carried no credential of the store: was its origin admitted?");
+    assert!(not_ours.iter().all(|event| event.level == Level::DEBUG && event.fields.len() == 1));
+    assert_eq!(not_ours.iter().map(|event| of(event, "status")).collect::<Vec<_>>(), ["401"]);
     let memory = about("the memory for replays is used up; a request is sent once");
     assert_eq!(memory.iter().map(|event| of(event, "limit")).collect::<Vec<_>>(), ["1"]);
     let retries = about("a request to fal failed in passing; it will be sent again");
