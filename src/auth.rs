@@ -70,7 +70,7 @@ use tower_service::Service;
 use crate::{
     credential::{Credential, KeyId},
     origin::{BoundOrigin, FalOrigins, InvalidOrigin, OriginPolicy},
-    store::{CredentialStore, Generation, Hint, Snapshot},
+    store::{CredentialStore, Generation, Snapshot},
 };
 
 /// Layer that applies [`FalAuth`]. See the [module docs](self) for an example and for the order: inside
@@ -179,7 +179,7 @@ impl<P> FalAuthLayer<P> {
     where
         P: OriginPolicy,
     {
-        self.authorizer.authorize(request, CredentialStore::load).is_some()
+        self.authorizer.authorize(request).is_some()
     }
 }
 
@@ -187,7 +187,7 @@ impl<S, P: Clone> Layer<S> for FalAuthLayer<P> {
     type Service = FalAuth<S, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        FalAuth { inner, authorizer: self.authorizer.clone(), hint: Hint::default() }
+        FalAuth { inner, authorizer: self.authorizer.clone() }
     }
 }
 
@@ -225,7 +225,6 @@ impl CredentialStore {
 pub struct FalAuth<S, P = FalOrigins> {
     inner: S,
     authorizer: Authorizer<P>,
-    hint: Hint,
 }
 
 // For no service in particular, so that `FalAuth::layer(store)` needs no type.
@@ -274,9 +273,8 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let Self { inner, authorizer, hint } = self;
-        let sent_with = authorizer.authorize(&mut request, |store| store.load_by(hint));
-        ResponseFuture { inner: inner.call(request), sent_with }
+        let sent_with = self.authorizer.authorize(&mut request);
+        ResponseFuture { inner: self.inner.call(request), sent_with }
     }
 }
 
@@ -398,32 +396,22 @@ pub(crate) struct Authorizer<P> {
 
 impl<P: OriginPolicy> Authorizer<P> {
     #[inline]
-    fn authorize<B>(
-        &self,
-        request: &mut Request<B>,
-        load: impl FnOnce(&CredentialStore) -> Snapshot,
-    ) -> Option<SentWith> {
-        let sent_with = self.choose(request.uri(), request.headers(), request.extensions(), load)?;
+    fn authorize<B>(&self, request: &mut Request<B>) -> Option<SentWith> {
+        let sent_with = self.choose(request.uri(), request.headers(), request.extensions())?;
         sent_with.put_into(request.headers_mut());
         Some(sent_with)
     }
 
     /// What a request is to be sent with, if anything.
     #[inline]
-    pub(crate) fn choose(
-        &self,
-        uri: &Uri,
-        headers: &HeaderMap,
-        extensions: &Extensions,
-        load: impl FnOnce(&CredentialStore) -> Snapshot,
-    ) -> Option<SentWith> {
+    pub(crate) fn choose(&self, uri: &Uri, headers: &HeaderMap, extensions: &Extensions) -> Option<SentWith> {
         if !self.origins.admits(uri) || (self.keep_existing && headers.contains_key(AUTHORIZATION)) {
             return None;
         }
         match (extensions.get::<Credential>(), &self.store) {
             (Some(own), _) => Some(SentWith::Own(own.clone())),
             // One snapshot, for the header and for the stamp.
-            (None, Some(store)) => Some(SentWith::Stores(snapshot_for(extensions, || load(store)))),
+            (None, Some(store)) => Some(SentWith::Stores(snapshot_for(extensions, store))),
             (None, None) => None,
         }
     }
@@ -440,13 +428,13 @@ impl<P> fmt::Debug for Authorizer<P> {
 }
 
 #[inline]
-fn snapshot_for(extensions: &Extensions, load: impl FnOnce() -> Snapshot) -> Snapshot {
+fn snapshot_for(extensions: &Extensions, store: &CredentialStore) -> Snapshot {
     #[cfg(feature = "retry")]
     if let Some(SendWith(snapshot)) = extensions.get() {
         return snapshot.clone();
     }
     let _ = extensions;
-    load()
+    store.load()
 }
 
 /// The credential that one request carries.

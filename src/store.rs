@@ -62,7 +62,6 @@ mod status;
 #[cfg(feature = "watch")]
 mod watch;
 
-pub(crate) use self::slot::Hint;
 pub use self::{
     slot::Snapshot,
     status::{Degraded, DriverState, LastRefusal, Status},
@@ -141,13 +140,9 @@ impl CredentialStore {
     /// (But for the first time on a thread, when `arc-swap` makes itself a place there.) There always is one. A token
     /// past its expiry is still handed out, since fal's clock decides and not ours.
     #[must_use]
+    #[inline]
     pub fn load(&self) -> Snapshot {
         self.shared.load()
-    }
-
-    #[inline]
-    pub(crate) fn load_by(&self, hint: &mut Hint) -> Snapshot {
-        self.shared.load_by(hint)
     }
 
     /// The generation of the current credential.

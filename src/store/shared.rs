@@ -8,7 +8,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    slot::{Hint, Slot, Snapshot},
+    slot::{Slot, Snapshot},
     status::{DriverState, Status},
 };
 #[cfg(feature = "retry")]
@@ -146,13 +146,9 @@ impl Shared {
         self.metrics.store()
     }
 
+    #[inline]
     pub(super) fn load(&self) -> Snapshot {
         self.slot.load()
-    }
-
-    #[inline]
-    pub(super) fn load_by(&self, hint: &mut Hint) -> Snapshot {
-        self.slot.load_by(hint)
     }
 
     pub(super) fn status(&self) -> &watch::Sender<Status> {

@@ -1,4 +1,5 @@
 use std::{
+    cell::RefCell,
     fmt,
     sync::{
         Arc, Weak,
@@ -95,61 +96,61 @@ thread_local! {
 pub(super) struct Slot {
     current: ArcSwap<Copies>,
     /// That of `current`, or for a moment the one before.
-    generation: AtomicU64,
+    publication: AtomicU64,
+}
+
+/// What a thread found the last time it looked into a slot. It keeps no secret alive.
+///
+/// One is enough, as few processes have several stores: a thread that takes turns between two pays 20 ns each time.
+struct Found {
+    publication: u64,
+    snapshot: Weak<Published>,
+}
+
+thread_local! {
+    static FOUND: RefCell<Found> = const { RefCell::new(Found { publication: 0, snapshot: Weak::new() }) };
 }
 
 impl Slot {
     pub(super) fn new(first: Snapshot) -> Self {
-        Self { generation: AtomicU64::new(first.generation().get()), current: ArcSwap::from_pointee(copies(first)) }
+        Self { current: ArcSwap::from_pointee(copies(first)), publication: AtomicU64::new(next_publication()) }
     }
 
+    /// At half the price where this thread has found the same publication the last time.
+    #[inline]
     pub(super) fn load(&self) -> Snapshot {
+        let publication = self.publication.load(Ordering::Acquire);
+        let found = FOUND.try_with(|found| {
+            let found = found.borrow();
+            if found.publication == publication { found.snapshot.upgrade() } else { None }
+        });
+        match found {
+            Ok(Some(inner)) => Snapshot { inner },
+            _ => self.load_and_note(publication),
+        }
+    }
+
+    /// Notes no later publication than that of the snapshot.
+    #[cold]
+    fn load_and_note(&self, publication: u64) -> Snapshot {
         // A whole reference, not a guard: it stays with the request until the response is there, and guards that
         // live long or pile up cost every other reader.
-        self.current.load()[COPY.with(|copy| *copy)].clone()
-    }
-
-    /// The same for somebody who asks again and again: at half the price, as long as nothing was published.
-    #[inline]
-    pub(super) fn load_by(&self, hint: &mut Hint) -> Snapshot {
-        if hint.generation == self.generation.load(Ordering::Acquire)
-            && let Some(inner) = hint.snapshot.upgrade()
-        {
-            return Snapshot { inner };
-        }
-        self.load_and_note(hint)
-    }
-
-    fn load_and_note(&self, hint: &mut Hint) -> Snapshot {
-        let snapshot = self.load();
-        // Not the first time: a service that is cloned for each request asks once, and would count for nothing.
-        if hint.generation != 0 {
-            hint.snapshot = Arc::downgrade(&snapshot.inner);
-        }
-        hint.generation = snapshot.generation().get();
+        let snapshot = self.current.load()[COPY.with(|copy| *copy)].clone();
+        let found = Found { publication, snapshot: Arc::downgrade(&snapshot.inner) };
+        let _ = FOUND.try_with(|last| last.replace(found)); // a thread that is ending notes nothing any more
         snapshot
     }
 
     pub(super) fn publish(&self, next: Snapshot) {
-        let generation = next.generation().get();
         self.current.store(Arc::new(copies(next)));
-        self.generation.store(generation, Ordering::Release);
+        self.publication.store(next_publication(), Ordering::Release);
     }
 }
 
-/// Where somebody found the current snapshot the last time. It keeps no secret alive.
-#[derive(Default)]
-pub(crate) struct Hint {
-    /// 0 before the first time.
-    generation: u64,
-    snapshot: Weak<Published>,
-}
-
-impl Clone for Hint {
-    /// Knows nothing, as copying what is known would cost what it spares.
-    fn clone(&self) -> Self {
-        Self::default()
-    }
+/// A number that no other publication has, in whichever slot, and never 0.
+fn next_publication() -> u64 {
+    static PUBLICATIONS: AtomicU64 = AtomicU64::new(1);
+    PUBLICATIONS.fetch_add(1, Ordering::Relaxed)
 }
 
 #[cfg(test)]
@@ -193,32 +194,67 @@ mod tests {
         assert!(elsewhere.len() > 1);
     }
 
-    #[test]
-    fn a_hint_is_used_from_the_third_time_on_and_never_outlives_a_publication() {
-        let (slot, second) = two();
-        let mut hint = Hint::default();
-        for _ in 0..4 {
-            assert_eq!(slot.load_by(&mut hint).generation(), Generation::FIRST);
-        }
-        assert!(hint.snapshot.upgrade().is_some());
-
-        slot.publish(second);
-        assert_eq!(slot.load_by(&mut hint).credential().header(), "Key second:secret");
-        assert_eq!(slot.load_by(&mut hint).generation(), Generation::FIRST.next());
+    fn found() -> (u64, Option<Arc<Published>>) {
+        FOUND.with_borrow(|found| (found.publication, found.snapshot.upgrade()))
     }
 
     #[test]
-    fn a_hint_keeps_nothing_alive_and_a_clone_knows_nothing() {
+    fn what_a_thread_found_is_used_until_the_next_publication() {
         let (slot, second) = two();
-        let mut hint = Hint::default();
-        for _ in 0..3 {
-            slot.load_by(&mut hint);
-        }
-        assert_eq!(hint.clone().generation, 0);
-        let held = slot.load_by(&mut hint);
+        let first = slot.load();
+        let (publication, noted) = found();
+        assert_eq!(publication, slot.publication.load(Ordering::Relaxed));
+        assert!(Arc::ptr_eq(&noted.unwrap(), &first.inner));
+
+        // What is noted is what is handed out.
+        let mark = snapshot("mark:secret", Generation::FIRST);
+        FOUND.with_borrow_mut(|found| found.snapshot = Arc::downgrade(&mark.inner));
+        assert_eq!(slot.load().credential().header(), "Key mark:secret");
+
         slot.publish(second);
-        assert!(hint.snapshot.upgrade().is_some());
+        assert_eq!(slot.load().credential().header(), "Key second:secret");
+        assert_eq!(slot.load().generation(), Generation::FIRST.next());
+    }
+
+    #[test]
+    fn what_was_found_in_one_slot_is_not_handed_out_by_another() {
+        let (one, _) = two();
+        let other = Slot::new(snapshot("other:secret", Generation::FIRST));
+        for _ in 0..3 {
+            assert_eq!(one.load().credential().header(), "Key first:secret");
+            assert_eq!(other.load().credential().header(), "Key other:secret");
+        }
+    }
+
+    #[test]
+    fn what_was_found_keeps_nothing_alive() {
+        let (slot, second) = two();
+        let held = slot.load();
+        slot.publish(second);
+        assert!(found().1.is_some());
         drop(held);
-        assert!(hint.snapshot.upgrade().is_none());
+        assert!(found().1.is_none());
+    }
+
+    #[test]
+    fn a_thread_that_is_ending_still_loads() {
+        thread_local! {
+            static LAST: RefCell<Option<LoadsWhenDropped>> = const { RefCell::new(None) };
+        }
+        struct LoadsWhenDropped(Slot, std::sync::mpsc::Sender<(bool, Generation)>);
+        impl Drop for LoadsWhenDropped {
+            fn drop(&mut self) {
+                let has_no_notes = FOUND.try_with(|_| ()).is_err();
+                self.1.send((has_no_notes, self.0.load().generation())).unwrap();
+            }
+        }
+        let (slot, _) = two();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            // What was made last is dropped first.
+            LAST.set(Some(LoadsWhenDropped(slot, sender)));
+            FOUND.with(|_| ());
+        });
+        assert_eq!(receiver.recv(), Ok((true, Generation::FIRST)));
     }
 }
