@@ -273,8 +273,8 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let sent_with = self.authorizer.authorize(&mut request);
-        ResponseFuture { inner: self.inner.call(request), sent_with }
+        let mut sent_with = self.authorizer.authorize(&mut request);
+        ResponseFuture::send(&mut self.inner, request, &mut sent_with)
     }
 }
 
@@ -290,6 +290,20 @@ pub struct ResponseFuture<F> {
     #[pin]
     inner: F,
     sent_with: Option<SentWith>,
+}
+
+impl<F> ResponseFuture<F> {
+    /// A function of its own, which owns nothing that would be dropped if the call panicked: then the future inside is
+    /// written to where it is returned, and not moved on the way.
+    #[inline]
+    fn send<S, B>(service: &mut S, request: Request<B>, sent_with: &mut Option<SentWith>) -> Self
+    where
+        S: Service<Request<B>, Future = F>,
+    {
+        let mut future = Self { inner: service.call(request), sent_with: None };
+        future.sent_with = sent_with.take();
+        future
+    }
 }
 
 impl<F, R, E> Future for ResponseFuture<F>
