@@ -5,9 +5,10 @@
 //! curl -d '{"prompt":"a lighthouse"}' -H content-type:application/json http://127.0.0.1:3000/client/fal-ai/flux/dev
 //! ```
 //!
-//! Both begin with [`to_fal`], which makes a request of the server's own out of the caller's: an absolute URI, whose
-//! origin is the server's choice, and the few headers that are fal's business. So neither what the caller wrote into
-//! `Host` or into an absolute URI, nor its cookies, its `authorization` or its hop-by-hop headers go any further.
+//! [`check`] turns away what is no call to fal. Then both begin with [`to_fal`], which makes a request of the server's
+//! own out of the caller's: an absolute URI, whose origin is the server's choice, and the few headers that are fal's
+//! business. So neither what the caller wrote into `Host` or into an absolute URI, nor its cookies, its `authorization`
+//! or its hop-by-hop headers go any further.
 //!
 //! * `/layer/…` has [`FalAuthLayer`] on the router, between `to_fal` and the forwarder. It works; but the layer alone
 //!   replays nothing, refusals of the server's own key are handed to the caller, and all that is behind the layer has
