@@ -4,7 +4,8 @@
 //! attempt gets the credential of its own moment and each hop is looked at again. `tower_fal::layer` puts it
 //! inside `FalRetryLayer`.
 //!
-//! 1. The [policy](crate::origin) does not admit the request's URI: the request passes untouched.
+//! 1. The [policy](crate::origin) does not admit the request's URI, or the method is `TRACE`, whose answer echoes the
+//!    request: the request passes untouched.
 //! 2. Otherwise `authorization` becomes the header of the [`Credential`] in the request's extensions if there is one,
 //!    and else that of the store's current credential.
 //! 3. A `401` or `403` to such a request leaves with a [`Stamp`] in its extensions, which says what it was sent with.
@@ -62,7 +63,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Extensions, HeaderMap, Request, Response, StatusCode, Uri, header::AUTHORIZATION};
+use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, header::AUTHORIZATION};
 use pin_project::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -411,15 +412,23 @@ pub(crate) struct Authorizer<P> {
 impl<P: OriginPolicy> Authorizer<P> {
     #[inline]
     fn authorize<B>(&self, request: &mut Request<B>) -> Option<SentWith> {
-        let sent_with = self.choose(request.uri(), request.headers(), request.extensions())?;
+        let sent_with = self.choose(request.method(), request.uri(), request.headers(), request.extensions())?;
         sent_with.put_into(request.headers_mut());
         Some(sent_with)
     }
 
     /// What a request is to be sent with, if anything.
     #[inline]
-    pub(crate) fn choose(&self, uri: &Uri, headers: &HeaderMap, extensions: &Extensions) -> Option<SentWith> {
-        if !self.origins.admits(uri) || (self.keep_existing && headers.contains_key(AUTHORIZATION)) {
+    pub(crate) fn choose(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> Option<SentWith> {
+        // The answer to a TRACE is the request: RFC 9110, 9.3.8, has no credential in it.
+        let is_refused = *method == Method::TRACE || (self.keep_existing && headers.contains_key(AUTHORIZATION));
+        if is_refused || !self.origins.admits(uri) {
             return None;
         }
         match (extensions.get::<Credential>(), &self.store) {

@@ -137,7 +137,7 @@ impl<P: OriginPolicy + Send + Sync + 'static> Middleware for FalAuthMiddleware<P
         let Ok(asked) = Uri::try_from(request.url().as_str()) else {
             return next.run(request, extensions).await;
         };
-        let sent_with = self.authorizer.choose(&asked, request.headers(), extensions);
+        let sent_with = self.authorizer.choose(request.method(), &asked, request.headers(), extensions);
         let Some(sent_with) = sent_with else {
             return next.run(request, extensions).await;
         };

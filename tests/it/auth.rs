@@ -10,7 +10,7 @@ use std::{
 };
 
 use http::{
-    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{AUTHORIZATION, HOST},
     request::Parts,
 };
@@ -127,6 +127,14 @@ async fn a_request_that_is_not_admitted_passes_untouched() {
         assert!(head.extensions.get::<Credential>().is_some());
     }
     assert_eq!(sent(FalAuthLayer::new(house()), request(ELSEWHERE)).await, None);
+}
+
+#[tokio::test]
+async fn a_trace_would_have_the_credential_echoed_and_gets_none() {
+    for mut request in [request("https://fal.run/a/b"), customers_request("https://fal.run/a/b")] {
+        *request.method_mut() = Method::TRACE;
+        assert_eq!(sent(FalAuthLayer::new(house()).origins(EveryRequest), request).await, None);
+    }
 }
 
 #[tokio::test]
