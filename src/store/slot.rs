@@ -95,7 +95,7 @@ thread_local! {
 /// The only place that knows of `arc-swap`.
 pub(super) struct Slot {
     current: ArcSwap<Copies>,
-    /// That of `current`, or for a moment the one before.
+    /// That of `current`, or [`CHANGING`].
     publication: AtomicU64,
 }
 
@@ -108,8 +108,15 @@ struct Found {
 }
 
 thread_local! {
-    static FOUND: RefCell<Found> = const { RefCell::new(Found { publication: 0, snapshot: Weak::new() }) };
+    static FOUND: RefCell<Found> = const { RefCell::new(Found { publication: NEVER, snapshot: Weak::new() }) };
 }
+
+/// No publication: another one is being made, and nobody may go by what was found before. Without it a thread could
+/// still hand out the old snapshot while another one has handed out the new one already.
+const CHANGING: u64 = 0;
+
+/// No publication that there will ever be: what is noted under it is not found again.
+const NEVER: u64 = u64::MAX;
 
 impl Slot {
     pub(super) fn new(first: Snapshot) -> Self {
@@ -136,18 +143,23 @@ impl Slot {
         // A whole reference, not a guard: it stays with the request until the response is there, and guards that
         // live long or pile up cost every other reader.
         let snapshot = self.current.load()[COPY.with(|copy| *copy)].clone();
+        let publication = if publication == CHANGING { NEVER } else { publication };
         let found = Found { publication, snapshot: Arc::downgrade(&snapshot.inner) };
         let _ = FOUND.try_with(|last| last.replace(found)); // a thread that is ending notes nothing any more
         snapshot
     }
 
+    /// By one writer at a time.
     pub(super) fn publish(&self, next: Snapshot) {
-        self.current.store(Arc::new(copies(next)));
+        let next = Arc::new(copies(next));
+        // Whoever sees the next snapshot sees this as well, since `current` is released after it.
+        self.publication.store(CHANGING, Ordering::Relaxed);
+        let _wiped_when_all_is_done = self.current.swap(next);
         self.publication.store(next_publication(), Ordering::Release);
     }
 }
 
-/// A number that no other publication has, in whichever slot, and never 0.
+/// A number that no other publication has, in whichever slot, and neither of the two that are none.
 fn next_publication() -> u64 {
     static PUBLICATIONS: AtomicU64 = AtomicU64::new(1);
     PUBLICATIONS.fetch_add(1, Ordering::Relaxed)
@@ -224,6 +236,34 @@ mod tests {
             assert_eq!(one.load().credential().header(), "Key first:secret");
             assert_eq!(other.load().credential().header(), "Key other:secret");
         }
+    }
+
+    #[test]
+    fn what_one_thread_has_handed_out_no_other_is_behind() {
+        const PUBLICATIONS: u64 = if cfg!(miri) { 20 } else { 20_000 };
+        let slot = Slot::new(snapshot("id:secret", Generation::FIRST));
+        let seen = AtomicU64::new(0);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let look = || {
+            while !done.load(Ordering::Relaxed) {
+                let before = seen.load(Ordering::Acquire);
+                let generation = slot.load().generation().get();
+                assert!(generation >= before, "{generation} after {before}");
+                seen.fetch_max(generation, Ordering::AcqRel);
+            }
+        };
+        std::thread::scope(|threads| {
+            let readers = [threads.spawn(look), threads.spawn(look)];
+            let mut generation = Generation::FIRST;
+            for _ in 0..PUBLICATIONS {
+                generation = generation.next();
+                slot.publish(snapshot("id:secret", generation));
+            }
+            done.store(true, Ordering::Relaxed);
+            for reader in readers {
+                assert!(reader.join().is_ok());
+            }
+        });
     }
 
     #[test]
