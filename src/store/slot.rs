@@ -239,6 +239,16 @@ mod tests {
     }
 
     #[test]
+    fn while_a_publication_is_made_nothing_is_found_again() {
+        let (slot, second) = two();
+        let _under_way = slot.load();
+        slot.publication.store(CHANGING, Ordering::Relaxed);
+        assert_eq!(slot.load().generation(), Generation::FIRST);
+        slot.current.store(Arc::new(copies(second)));
+        assert_eq!(slot.load().generation(), Generation::FIRST.next());
+    }
+
+    #[test]
     fn what_one_thread_has_handed_out_no_other_is_behind() {
         const PUBLICATIONS: u64 = if cfg!(miri) { 20 } else { 20_000 };
         let slot = Slot::new(snapshot("id:secret", Generation::FIRST));
