@@ -42,8 +42,8 @@ use crate::{
 /// ```
 ///
 /// No key id, no source, no word of fal's: those go to the operator, as an event with the whole error (feature
-/// `tracing`): for one reason the 1st, 2nd, 4th, 8th… is a warning, and the others are for debugging. The [`Refusal`] is also in the response's extensions, for a layer that counts or logs them; extensions
-/// do not leave the server.
+/// `tracing`): for one reason the 1st, 2nd, 4th, 8th… is a warning, and the others are for debugging. The [`Refusal`]
+/// is also in the response's extensions, for a layer that counts or logs them; extensions do not leave the server.
 ///
 /// ```
 /// use axum::{body::Bytes, extract::State, http::Request, response::IntoResponse};

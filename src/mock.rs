@@ -332,8 +332,8 @@ impl MockFal {
         self.shared.state().latency = latency;
     }
 
-    /// Lets the next `n` requests fail: see [`Failure`] for which requests that means. It replaces what is left of an earlier call,
-    /// so `n = 0` ends it.
+    /// Lets the next `n` requests fail: see [`Failure`] for which requests that means. It replaces what is left of an
+    /// earlier call, so `n = 0` ends it.
     pub fn fail_next(&self, n: usize, failure: Failure) {
         self.shared.state().fail_next(n, failure);
     }

@@ -106,8 +106,9 @@ const DEFAULT_OVERLAP: Duration = Duration::from_secs(30);
 const DEFAULT_MAX_WAITING: usize = 1024;
 const DEFAULT_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Layer that applies [`FalRetry`]. It needs Tokio's timer once a 401 or 403 has come, and panics without one. See the [module docs](self) for an example and for the order: around
-/// [`FalAuthLayer`](crate::FalAuthLayer), which [`layer`](crate::layer) sees to.
+/// Layer that applies [`FalRetry`]. It needs Tokio's timer once a 401 or 403 has come, and panics without one. See the
+/// [module docs](self) for an example and for the order: around [`FalAuthLayer`](crate::FalAuthLayer), which
+/// [`layer`](crate::layer) sees to.
 ///
 /// All services that come from one layer and its clones share the memory for replays and the places to wait.
 #[must_use]

@@ -31,12 +31,6 @@ pub(crate) struct Course {
     attempts: Option<Attempts>,
 }
 
-impl fmt::Debug for Course {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Course").field("replayed", &self.replayed).finish_non_exhaustive()
-    }
-}
-
 /// A request as it stands when it is refused.
 pub(crate) struct RefusedRequest {
     sent_with: Stamp,
@@ -100,6 +94,12 @@ impl Course {
         if self.replayed != Replayed::Not {
             events::replayed(accepted);
         }
+    }
+}
+
+impl fmt::Debug for Course {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Course").field("replayed", &self.replayed).finish_non_exhaustive()
     }
 }
 

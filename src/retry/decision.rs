@@ -65,6 +65,15 @@ impl Action {
     }
 }
 
+/// Whether no other attempt follows from this status, whatever the answer's body says: another key seldom cures a 403.
+pub(crate) fn is_final(status: StatusCode, may_reload_on_forbidden: bool) -> bool {
+    match status {
+        StatusCode::UNAUTHORIZED => false,
+        StatusCode::FORBIDDEN => !may_reload_on_forbidden,
+        _ => true,
+    }
+}
+
 /// A request is sent again only for a key that may be at fault, with another key, and with each kind of other key once.
 pub(crate) fn decide(refused: Refused, store: Offer) -> Action {
     // Somebody else's credential is somebody else's to renew.
@@ -75,8 +84,7 @@ pub(crate) fn decide(refused: Refused, store: Offer) -> Action {
         (StatusCode::UNAUTHORIZED, _) => true,
         // No key of this account will do.
         (_, Reason::AccountLocked(_)) => false,
-        (StatusCode::FORBIDDEN, _) => store.may_reload_on_forbidden,
-        _ => false,
+        (status, _) => !is_final(status, store.may_reload_on_forbidden),
     };
     if !key_may_be_at_fault {
         return Action::Refuse;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use tokio::{sync::Semaphore, time::Instant};
 
-use super::decision::{Action, Offer, Refused, Replayed, decide};
+use super::decision::{Action, Offer, Refused, Replayed, decide, is_final};
 use crate::{
     auth::Stamp,
     error::{Reason, Refusal, RefusalParts, ReloadError, classify},
@@ -109,9 +109,9 @@ impl Waiting {
 }
 
 impl Judge {
-    /// Whether a refusal with this status is never followed by another attempt, whatever its body says.
+    /// Whether no other attempt follows from this status.
     pub(crate) fn is_final(&self, status: StatusCode) -> bool {
-        status == StatusCode::FORBIDDEN && !self.reload_on_forbidden
+        is_final(status, self.reload_on_forbidden)
     }
 
     pub(crate) async fn judge(&self, answer: Answer<'_>) -> Verdict {

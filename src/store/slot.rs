@@ -99,6 +99,13 @@ pub(super) struct Slot {
     publication: AtomicU64,
 }
 
+/// No publication: another one is being made, and nobody may go by what was found before. Without it a thread could
+/// still hand out the old snapshot while another one has handed out the new one already.
+const CHANGING: u64 = 0;
+
+/// No publication that there will ever be: what is noted under it is not found again.
+const NEVER: u64 = u64::MAX;
+
 /// What a thread found the last time it looked into a slot. It keeps no secret alive.
 ///
 /// One is enough, as few processes have several stores: a thread that takes turns between two pays 20 ns each time.
@@ -110,13 +117,6 @@ struct Found {
 thread_local! {
     static FOUND: RefCell<Found> = const { RefCell::new(Found { publication: NEVER, snapshot: Weak::new() }) };
 }
-
-/// No publication: another one is being made, and nobody may go by what was found before. Without it a thread could
-/// still hand out the old snapshot while another one has handed out the new one already.
-const CHANGING: u64 = 0;
-
-/// No publication that there will ever be: what is noted under it is not found again.
-const NEVER: u64 = u64::MAX;
 
 impl Slot {
     pub(super) fn new(first: Snapshot) -> Self {
