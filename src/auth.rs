@@ -379,19 +379,16 @@ impl Stamp {
         &self.source
     }
 
-    #[cfg(feature = "retry")]
     pub(crate) fn credential(&self) -> &Credential {
         &self.credential
     }
 
-    #[cfg(feature = "retry")]
     pub(crate) fn source_arc(&self) -> &Arc<str> {
         &self.source
     }
 }
 
 /// In a request's extensions: the store's credential to send it with, where that is not to be the current one.
-#[cfg(feature = "retry")]
 #[derive(Clone)]
 pub(crate) struct SendWith(pub(crate) Snapshot);
 
@@ -452,7 +449,6 @@ impl<P> fmt::Debug for Authorizer<P> {
 
 #[inline]
 fn snapshot_for(extensions: &Extensions, store: &CredentialStore) -> Snapshot {
-    #[cfg(feature = "retry")]
     if let Some(SendWith(snapshot)) = extensions.get() {
         return snapshot.clone();
     }

@@ -5,20 +5,15 @@ use std::{error::Error, fmt, io, sync::Arc, time::Duration};
 use crate::credential::CredentialError;
 
 mod classify;
-#[cfg(feature = "retry")]
 mod fal_auth;
 mod reason;
-#[cfg(feature = "retry")]
 mod refusal;
 
-#[cfg(feature = "retry")]
 pub(crate) use self::refusal::RefusalParts;
 pub use self::{
     classify::{Classification, classify},
     reason::{LockReason, Reason},
 };
-#[cfg(feature = "retry")]
-#[cfg_attr(docsrs, doc(cfg(feature = "retry")))]
 pub use self::{fal_auth::FalAuthError, refusal::Refusal};
 
 /// A boxed error of any kind, as everywhere in Tower.
@@ -191,7 +186,6 @@ pub enum ReloadError {
 }
 
 /// An error and its causes, from the outside in.
-#[cfg(feature = "retry")]
 pub(crate) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     fn cause<'a>(error: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
         let error: &'a (dyn Error + 'static) = *error;

@@ -7,7 +7,6 @@ use std::path::Path;
 #[cfg(feature = "transient")]
 use std::time::Duration;
 
-#[cfg(feature = "retry")]
 use http::StatusCode;
 
 #[cfg(feature = "axum")]
@@ -17,13 +16,11 @@ use crate::{
     error::{SourceError, report},
 };
 
-#[cfg(feature = "retry")]
 mod refusals;
-#[cfg(all(feature = "retry", feature = "tracing"))]
+#[cfg(feature = "tracing")]
 mod runs;
 mod store_metrics;
 
-#[cfg(feature = "retry")]
 pub(crate) use self::refusals::{Refusals, Refused};
 pub(crate) use self::store_metrics::StoreMetrics;
 
@@ -85,7 +82,6 @@ pub(crate) fn driver_ended(source: &str) {
 
 /// A 401 or 403 came back to a request that carried nothing of ours, or from where a redirect has led: it is passed
 /// on, and for debugging. Whoever has not admitted an origin finds out here.
-#[cfg(feature = "retry")]
 pub(crate) fn not_ours(status: StatusCode) {
     #[cfg(feature = "tracing")]
     tracing::debug!(
@@ -96,7 +92,6 @@ pub(crate) fn not_ours(status: StatusCode) {
 }
 
 /// A request that was sent again has its answer.
-#[cfg(feature = "retry")]
 pub(crate) fn replayed(accepted: bool) {
     let result = if accepted { "accepted" } else { "refused" };
     #[cfg(feature = "tracing")]
@@ -151,7 +146,6 @@ fn without_queries(text: &str) -> String {
 }
 
 /// A request's body could not be kept: if the request is refused, it cannot be sent again.
-#[cfg(feature = "retry")]
 pub(crate) fn replay_memory_exhausted(limit: usize) {
     #[cfg(feature = "tracing")]
     tracing::debug!(limit, "the memory for replays is used up; a request is sent once");

@@ -45,7 +45,6 @@
 //! # Features
 //! | feature | adds |
 //! |---|---|
-//! | `retry` (default) | `FalRetryLayer` and `layer`: reload and replay once on a 401, typed errors for 401 and 403 |
 //! | `axum` | `FalAuthError` as an axum handler's response: 502, 503, 504 or 413, with a body that says nothing secret |
 //! | `transient` | retries of what fails in passing, for requests that may be repeated |
 //! | `client` | `FalClient`: a boxed client over hyper-util, for `State` and struct fields |
@@ -60,7 +59,7 @@
 //! | `metrics` | which key each store holds and since when; counters for reloads, refusals, replays and retries |
 //! | `full` | all of them |
 //!
-//! Without features there are the auth layer, the store, and the sources that read the environment, a file or a
+//! Without features there are the two layers, the store, and the sources that read the environment, a file or a
 //! closure, or several of them.
 
 #![forbid(unsafe_code)]
@@ -76,7 +75,6 @@ mod events;
 mod generation;
 #[cfg(feature = "axum")]
 mod into_response;
-#[cfg(feature = "retry")]
 mod layer;
 #[cfg(feature = "mock")]
 #[cfg_attr(docsrs, doc(cfg(feature = "mock")))]
@@ -88,8 +86,6 @@ pub mod reqwest_plugin;
 #[cfg(feature = "reqwest")]
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 pub mod reqwest_service;
-#[cfg(feature = "retry")]
-#[cfg_attr(docsrs, doc(cfg(feature = "retry")))]
 pub mod retry;
 pub mod source;
 pub mod store;
@@ -103,8 +99,6 @@ pub use self::{
     error::SourceError,
     store::{CredentialStore, Generation},
 };
-#[cfg(feature = "retry")]
-#[cfg_attr(docsrs, doc(cfg(feature = "retry")))]
 pub use self::{
     error::FalAuthError,
     layer::{FalLayer, layer},

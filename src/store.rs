@@ -38,14 +38,12 @@ use std::{
 };
 
 use tokio::sync::watch as channel;
-#[cfg(feature = "retry")]
 use tokio::time::Instant;
 
 use self::{
     driver::{Driver, Hints, Schedule},
     shared::{Clock, DriverLink, Finished, Past, Shared},
 };
-#[cfg(feature = "retry")]
 use crate::error::Reason;
 use crate::{
     credential::Credential,
@@ -73,7 +71,6 @@ const DEFAULT_NAME: &str = "default";
 const MAX_NAME_LEN: usize = 64;
 const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// So long before whoever waits gives up, the source is asked once more, even during a cool-down.
-#[cfg(feature = "retry")]
 const LAST_CHANCE: Duration = Duration::from_millis(200);
 const DEFAULT_REFRESH_BEFORE: Duration = Duration::from_secs(5 * 60);
 
@@ -235,7 +232,6 @@ impl CredentialStore {
 }
 
 /// What [`retry`](crate::retry) needs.
-#[cfg(feature = "retry")]
 impl CredentialStore {
     pub(crate) fn name(&self) -> &Arc<str> {
         self.shared.name()

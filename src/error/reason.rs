@@ -62,7 +62,6 @@ pub enum LockReason {
 
 impl LockReason {
     /// What helps, as the rest of a sentence.
-    #[cfg(feature = "retry")]
     pub(super) fn what_to_do(self) -> &'static str {
         match self {
             Self::ExhaustedBalance => "its balance is exhausted, top up at fal.ai/dashboard/billing",

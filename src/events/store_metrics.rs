@@ -33,7 +33,6 @@ impl StoreMetrics {
     }
 
     /// The name of the store.
-    #[cfg(feature = "retry")]
     pub(crate) fn store(&self) -> &Arc<str> {
         &self.store
     }

@@ -11,7 +11,6 @@ use super::{
     slot::{Slot, Snapshot},
     status::{DriverState, Status},
 };
-#[cfg(feature = "retry")]
 use crate::error::Reason;
 use crate::{
     credential::Credential,
@@ -29,7 +28,6 @@ const COOL_DOWN: Duration = Duration::from_secs(1);
 const LONGEST_COOL_DOWN: Duration = Duration::from_secs(60);
 
 /// A credential that was replaced is kept no longer than this, whatever somebody asks for.
-#[cfg(feature = "retry")]
 const LONGEST_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) struct Shared {
@@ -96,7 +94,6 @@ struct Writer {
 }
 
 /// The credential before the current one: fal may not know the current one yet.
-#[cfg_attr(not(feature = "retry"), allow(dead_code))] // nothing sets an overlap then
 struct Previous {
     snapshot: Snapshot,
     replaced_at: Instant,
@@ -108,7 +105,6 @@ struct CoolDown {
 }
 
 /// What there is to do for somebody whose credential was refused.
-#[cfg_attr(not(feature = "retry"), allow(dead_code))]
 pub(super) enum Past {
     /// Nothing: a newer one is here.
     Newer(Generation),
@@ -141,7 +137,6 @@ impl Shared {
         shared
     }
 
-    #[cfg(feature = "retry")]
     pub(super) fn name(&self) -> &Arc<str> {
         self.metrics.store()
     }
@@ -318,20 +313,17 @@ impl Shared {
         failures
     }
 
-    #[cfg(feature = "retry")]
     pub(super) fn keep_previous_for(&self, overlap: Duration) {
         let mut writer = self.writer();
         writer.overlap = writer.overlap.max(overlap.min(LONGEST_OVERLAP));
     }
 
-    #[cfg(feature = "retry")]
     pub(super) fn previous(&self, overlap: Duration) -> Option<Snapshot> {
         let writer = self.writer();
         let previous = writer.previous.as_ref().filter(|previous| previous.replaced_at.elapsed() < overlap)?;
         Some(previous.snapshot.clone())
     }
 
-    #[cfg(feature = "retry")]
     pub(super) fn note_refused(&self, generation: Generation, reason: Reason) {
         let mut writer = self.writer();
         let is_current = self.slot.load().generation() == generation;

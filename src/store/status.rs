@@ -165,7 +165,6 @@ impl Status {
     /// Notes that fal has refused the current credential; returns whether that is news to somebody who looks.
     ///
     /// There may be thousands of refusals a second.
-    #[cfg(feature = "retry")]
     pub(super) fn note_refusal(&mut self, reason: Reason) -> bool {
         let last = match reason {
             Reason::UnknownCredential
@@ -235,7 +234,7 @@ pub enum Degraded {
     /// fal refused the current credential with a 401, within the last 60 s. Not for an application's own 401, nor for
     /// one that it gives no known reason for. It ends with a rotation, too.
     ///
-    /// Only `FalRetry` (feature `retry`) reads the answers, so without it nobody notices.
+    /// Only [`FalRetry`](crate::FalRetry) reads the answers, so without it nobody notices.
     Refused,
     /// fal said within the last 60 s that the account is locked. It does not end with a rotation: another key of this
     /// account would not help. Noticed as [`Refused`](Self::Refused).
