@@ -68,19 +68,18 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use self::{
+    body::ReplayMemory,
     judge::{Judge, Waiting},
-    replay_body::ReplayMemory,
 };
 use crate::{error::BoxError, store::CredentialStore};
 
+mod body;
 pub(crate) mod course;
 mod decision;
 mod future;
 mod head;
 pub(crate) mod judge;
 mod mode;
-mod peeked_body;
-mod replay_body;
 #[cfg(feature = "transient")]
 mod retry_after;
 #[cfg(feature = "transient")]
@@ -93,10 +92,9 @@ use crate::auth::Stamp;
 #[cfg_attr(docsrs, doc(cfg(feature = "transient")))]
 pub use self::transient::{Repeatable, Transient, connection_failed};
 pub use self::{
+    body::{PeekedBody, ReplayBody},
     future::ResponseFuture,
     mode::{Mode, Passthrough, Typed},
-    peeked_body::PeekedBody,
-    replay_body::ReplayBody,
 };
 
 const DEFAULT_MAX_BODY: u64 = 256 * 1024;

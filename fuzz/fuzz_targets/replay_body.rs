@@ -16,13 +16,13 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use libfuzzer_sys::fuzz_target;
 
-use self::retry::replay_body::{Replay, ReplayBody, ReplayMemory};
+use self::body::replay::{Replay, ReplayBody, ReplayMemory};
 
 // It is private: the source itself is compiled here, so that the crate need not show it to anyone.
 #[allow(dead_code, unreachable_pub)]
-#[path = "../../src/retry"]
-mod retry {
-    pub(crate) mod replay_body;
+#[path = "../../src/retry/body"]
+mod body {
+    pub(crate) mod replay;
 }
 
 // What that source uses of the crate.

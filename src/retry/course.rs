@@ -11,9 +11,9 @@ use http_body::Body;
 use super::transient::{Attempts, Ended, Repeat};
 use super::{
     Mode, Rules,
+    body::{Peeked, PeekedBody},
     decision::Replayed,
     judge::{Answer, ReplayWith, Verdict},
-    peeked_body::{Peeked, PeekedBody},
 };
 use crate::{
     auth::{SendWith, Stamp, is_refusal},

@@ -15,10 +15,10 @@ use tower_service::Service;
 
 use super::{
     Mode, Rules,
+    body::{Replay, ReplayBody},
     course::{Course, Judged, judge, stamp_of},
     head::Head,
     judge::Verdict,
-    replay_body::{Replay, ReplayBody},
 };
 #[cfg(feature = "transient")]
 use super::{

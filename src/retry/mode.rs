@@ -1,7 +1,7 @@
 use http::Response;
 use http_body::Body;
 
-use super::peeked_body::PeekedBody;
+use super::body::PeekedBody;
 use crate::error::{FalAuthError, Refusal};
 
 /// What becomes of a refusal in the end: [`Typed`] or [`Passthrough`].

@@ -22,7 +22,7 @@ use crate::{error::BoxError, events};
 /// complete body. Trailers and the size hint are the same each time, so the framing is too.
 ///
 /// Nothing is copied for a body of one piece, such as `Full<Bytes>`; an empty body is not even shared. What is longer
-/// than the layer's [`max_body`](super::FalRetryLayer::max_body) is streamed and not kept; trailers count as part of it.
+/// than the layer's [`max_body`](crate::FalRetryLayer::max_body) is streamed and not kept; trailers count as part of it.
 /// A first piece that is a slice of a larger buffer keeps the whole buffer alive, and only the slice is counted: `Bytes`
 /// does not tell. Where that matters, let the body begin with a copy of it.
 ///

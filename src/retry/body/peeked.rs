@@ -11,12 +11,12 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use pin_project::pin_project;
 
-use super::replay_body::into_bytes;
+use super::replay::into_bytes;
 
 /// How much of a refusal's body is looked at, in bytes.
 pub(crate) const MAX_PEEK: usize = 16 * 1024;
 
-/// The response body of a [passthrough](super::FalRetryLayer::passthrough) service.
+/// The response body of a [passthrough](crate::FalRetryLayer::passthrough) service.
 ///
 /// The inner service's own body; of a refusal, what was read of it to see why, and then the rest. Size hint, framing
 /// and trailers are those of the inner body.
