@@ -41,8 +41,7 @@ use tower::{Layer as _, Service, ServiceExt as _};
 use tower_fal::{
     Credential, CredentialStore, FalAuthLayer, FalRetryLayer,
     origin::FalOrigins,
-    reqwest_plugin::{FalAuthMiddleware, FalRetryMiddleware},
-    reqwest_service::ReqwestService,
+    reqwest::{FalAuthMiddleware, FalRetryMiddleware, ReqwestService},
 };
 
 const PROMPT: &[u8] = br#"{"prompt":"a lighthouse"}"#;

@@ -66,32 +66,25 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod auth;
+#[cfg(feature = "axum")]
+pub mod axum;
 #[cfg(feature = "client")]
-#[cfg_attr(docsrs, doc(cfg(feature = "client")))]
 pub mod client;
 pub mod credential;
 pub mod error;
 mod events;
 mod generation;
-#[cfg(feature = "axum")]
-mod into_response;
 mod layer;
 #[cfg(feature = "mock")]
-#[cfg_attr(docsrs, doc(cfg(feature = "mock")))]
 pub mod mock;
 pub mod origin;
-#[cfg(feature = "reqwest-middleware")]
-#[cfg_attr(docsrs, doc(cfg(feature = "reqwest-middleware")))]
-pub mod reqwest_plugin;
 #[cfg(feature = "reqwest")]
-#[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
-pub mod reqwest_service;
+pub mod reqwest;
 pub mod retry;
 pub mod source;
 pub mod store;
 
 #[cfg(feature = "client")]
-#[cfg_attr(docsrs, doc(cfg(feature = "client")))]
 pub use self::client::FalClient;
 pub use self::{
     auth::{FalAuth, FalAuthLayer},

@@ -31,8 +31,7 @@ use tower_fal::{
     error::{Reason, Refusal},
     mock::MockFal,
     origin::FalOrigins,
-    reqwest_plugin::{FalAuthMiddleware, FalRetryMiddleware},
-    reqwest_service::ReqwestService,
+    reqwest::{FalAuthMiddleware, FalRetryMiddleware, ReqwestService},
     retry::{Transient, Typed, connection_failed},
 };
 

@@ -32,7 +32,7 @@ use tower::{Layer as _, Service, ServiceExt as _, util::BoxCloneSyncService};
 use tower_fal::{
     CredentialStore, FalAuthError,
     error::{BoxError, Refusal},
-    reqwest_service::ReqwestService,
+    reqwest::ReqwestService,
     retry::ReplayBody,
 };
 

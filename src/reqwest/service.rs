@@ -1,45 +1,3 @@
-//! A [`reqwest::Client`] as a `Service<http::Request<B>>`, for the layers of this crate and all others.
-//!
-//! reqwest's client is a Tower service for requests of its own type only, which no layer for `http` requests fits
-//! around. [`ReqwestService`] translates:
-//!
-//! ```
-//! use bytes::Bytes;
-//! use http::Request;
-//! use http_body_util::Full;
-//! use tower::{ServiceBuilder, ServiceExt as _};
-//! use tower_fal::{CredentialStore, reqwest_service::ReqwestService};
-//!
-//! # async fn call(store: CredentialStore) -> Result<(), Box<dyn std::error::Error>> {
-//! let client = ReqwestService::new(reqwest::Client::builder())?;
-//! let fal = ServiceBuilder::new()
-//!     .layer(tower_fal::layer(&store))
-//!     .service(client);
-//!
-//! let request = Request::post("https://fal.run/fal-ai/flux/dev").body(Full::new(Bytes::from_static(b"{}")))?;
-//! let response = fal.oneshot(request).await?;
-//! # let _ = response;
-//! # Ok(()) }
-//! ```
-//!
-//! Bodies stream both ways, and their size is passed on. A response's final URL and remote address come with it:
-//! `reqwest::Response::from(response)` has them, and reqwest's ways to read a body as well.
-//!
-//! # Redirects
-//! reqwest follows redirects inside, where no origin policy is asked. So those that lead to another origin are not
-//! followed but handed on, by the client's redirect policy: [`same_origin`]. [`ReqwestService::new`] sets it; **a client
-//! that was built already must have it, or [`Policy::none`](redirect::Policy::none)**. By its own policy reqwest takes
-//! `authorization` off when it goes to another origin, but when that one redirects to itself, the header is back: so in
-//! reqwest 0.13.5.
-//!
-//! A request with a body is not redirected by 307 or 308, as its body is gone by then. tower-http's `FollowRedirect`
-//! around these layers follows redirects to other origins, and has the origin policy asked on each hop.
-//!
-//! # Proxies
-//! reqwest takes the proxies of its environment, and a proxy reads what is sent in plain `http`, the credential
-//! included: with [`loopback_http`](crate::origin::FalOrigins::loopback_http), call
-//! [`no_proxy`](ClientBuilder::no_proxy).
-
 use std::{
     fmt,
     pin::Pin,
@@ -58,7 +16,7 @@ use crate::{auth::FromElsewhere, error::BoxError};
 
 type ClientFuture = <Client as Service<reqwest::Request>>::Future;
 
-/// A [`reqwest::Client`] as a `Service<http::Request<B>>`. See the [module docs](self).
+/// A [`reqwest::Client`] as a `Service<http::Request<B>>`. See the [module docs](super).
 #[derive(Clone, Debug)]
 pub struct ReqwestService {
     client: Client,
@@ -74,7 +32,7 @@ impl ReqwestService {
     }
 }
 
-/// The service that sends with this client. See the [module docs](self) for the redirect policy that it must have.
+/// The service that sends with this client. See the [module docs](super) for the redirect policy that it must have.
 impl From<Client> for ReqwestService {
     fn from(client: Client) -> Self {
         Self { client }
@@ -87,7 +45,7 @@ impl From<Client> for ReqwestService {
 ///
 /// ```
 /// # fn client() -> reqwest::Result<reqwest::Client> {
-/// reqwest::Client::builder().redirect(tower_fal::reqwest_service::same_origin()).build()
+/// reqwest::Client::builder().redirect(tower_fal::reqwest::same_origin()).build()
 /// # }
 /// ```
 #[must_use]

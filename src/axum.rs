@@ -1,3 +1,50 @@
+//! A [`FalAuthError`] as the response of an axum handler that could not get an answer from fal.
+//!
+//! | error | [`Reason`] | status | `reason` |
+//! |---|---|---|---|
+//! | `Unauthorized` | `MissingCredential` | 502 | `missing_credential` |
+//! | | `MalformedCredential` | 502 | `malformed_credential` |
+//! | | `WrongScheme` | 502 | `wrong_scheme` |
+//! | | `UnknownCredential` | 502 | `unknown_credential` |
+//! | `Forbidden` | `AccountLocked`, whatever locked it | 503 | `account_locked` |
+//! | | `InsufficientPermissions` | 502 | `insufficient_permissions` |
+//! | | `AccessDenied` | 502 | `access_denied` |
+//! | either | `Application` | 502 | `application` |
+//! | | `Unknown` | 502 | `unknown` |
+//! | `Transport` | a time-out is among its causes: tower's, Tokio's, the system's, or with `reqwest` reqwest's | 504 | `timeout` |
+//! | | the request's body was longer than a limit around it allows, such as tower-http's | 413 | `body_too_long` |
+//! | | anything else | 502 | `transport` |
+//!
+//! The status is that of a server whose own call failed: but for a body that they sent, your callers did nothing wrong,
+//! and a 401 would have them look for a mistake in *their* credentials. A locked account is a 503, as the server cannot
+//! do its work until somebody has paid. There is no `Retry-After`, since fal states no time after which it would be
+//! worth it.
+//!
+//! The body is `application/problem+json` (RFC 9457) and says no more than the table:
+//!
+//! ```json
+//! {"type":"about:blank","title":"Bad Gateway","status":502,"reason":"unknown_credential"}
+//! ```
+//!
+//! No key id, no source, no word of fal's: those go to the operator, as an event with the whole error (feature
+//! `tracing`): for one reason the 1st, 2nd, 4th, 8th… is a warning, and the others are for debugging. The [`Refusal`]
+//! is also in the response's extensions, for a layer that counts or logs them; extensions do not leave the server.
+//!
+//! ```
+//! use axum::{body::Bytes, extract::State, http::Request, response::IntoResponse};
+//! use http_body_util::Full;
+//! use tower::ServiceExt as _;
+//! use tower_fal::{FalAuthError, FalClient};
+//!
+//! async fn draw(State(fal): State<FalClient>, input: Bytes) -> Result<impl IntoResponse, FalAuthError> {
+//!     let request = Request::post("https://fal.run/fal-ai/flux/dev").body(Full::new(input)).unwrap_or_default();
+//!     Ok(fal.oneshot(request).await?.map(axum::body::Body::new))
+//! }
+//! # fn app(fal: FalClient) -> axum::Router {
+//! axum::Router::new().route("/draw", axum::routing::post(draw)).with_state(fal)
+//! # }
+//! ```
+
 use std::{error::Error, io};
 
 use axum_core::{
@@ -13,53 +60,7 @@ use crate::{
     events,
 };
 
-/// What an axum handler answers when it could not get an answer from fal. (Feature `axum`.)
-///
-/// | error | [`Reason`] | status | `reason` |
-/// |---|---|---|---|
-/// | `Unauthorized` | `MissingCredential` | 502 | `missing_credential` |
-/// | | `MalformedCredential` | 502 | `malformed_credential` |
-/// | | `WrongScheme` | 502 | `wrong_scheme` |
-/// | | `UnknownCredential` | 502 | `unknown_credential` |
-/// | `Forbidden` | `AccountLocked`, whatever locked it | 503 | `account_locked` |
-/// | | `InsufficientPermissions` | 502 | `insufficient_permissions` |
-/// | | `AccessDenied` | 502 | `access_denied` |
-/// | either | `Application` | 502 | `application` |
-/// | | `Unknown` | 502 | `unknown` |
-/// | `Transport` | a time-out is among its causes: tower's, Tokio's, the system's, or with `reqwest` reqwest's | 504 | `timeout` |
-/// | | the request's body was longer than a limit around it allows, such as tower-http's | 413 | `body_too_long` |
-/// | | anything else | 502 | `transport` |
-///
-/// The status is that of a server whose own call failed: but for a body that they sent, your callers did nothing wrong,
-/// and a 401 would have them look for a mistake in *their* credentials. A locked account is a 503, as the server cannot
-/// do its work until somebody has paid. There is no `Retry-After`, since fal states no time after which it would be
-/// worth it.
-///
-/// The body is `application/problem+json` (RFC 9457) and says no more than the table:
-///
-/// ```json
-/// {"type":"about:blank","title":"Bad Gateway","status":502,"reason":"unknown_credential"}
-/// ```
-///
-/// No key id, no source, no word of fal's: those go to the operator, as an event with the whole error (feature
-/// `tracing`): for one reason the 1st, 2nd, 4th, 8th… is a warning, and the others are for debugging. The [`Refusal`]
-/// is also in the response's extensions, for a layer that counts or logs them; extensions do not leave the server.
-///
-/// ```
-/// use axum::{body::Bytes, extract::State, http::Request, response::IntoResponse};
-/// use http_body_util::Full;
-/// use tower::ServiceExt as _;
-/// use tower_fal::{FalAuthError, FalClient};
-///
-/// async fn draw(State(fal): State<FalClient>, input: Bytes) -> Result<impl IntoResponse, FalAuthError> {
-///     let request = Request::post("https://fal.run/fal-ai/flux/dev").body(Full::new(input)).unwrap_or_default();
-///     Ok(fal.oneshot(request).await?.map(axum::body::Body::new))
-/// }
-/// # fn app(fal: FalClient) -> axum::Router {
-/// axum::Router::new().route("/draw", axum::routing::post(draw)).with_state(fal)
-/// # }
-/// ```
-#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+/// See the [module docs](self) for the table.
 impl IntoResponse for FalAuthError {
     fn into_response(self) -> Response {
         let (status, reason) = match &self {

@@ -1,68 +1,3 @@
-//! The plugin for `reqwest-middleware`: the behaviour of [`layer`](crate::layer) for a `reqwest::Client`.
-//!
-//! ```no_run
-//! use serde_json::json;
-//! use tower_fal::{CredentialStore, FalAuthError, source::FileSource};
-//!
-//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let store = CredentialStore::builder(FileSource::new("/run/secrets/fal/key")).build().await?;
-//! let fal = tower_fal::layer(&store).reqwest(reqwest::Client::builder())?;
-//!
-//! let request = fal.post("https://fal.run/fal-ai/flux/dev").json(&json!({"prompt": "a lighthouse"}));
-//! match request.send().await {
-//!     Ok(response) => println!("{}", response.text().await?),
-//!     Err(error) => match FalAuthError::find(&error) {
-//!         Some(FalAuthError::Forbidden(refusal)) => println!("locked, or not permitted: {refusal}"),
-//!         Some(refused) => println!("look at the key: {refused}"),
-//!         None => println!("no answer: {error}"),
-//!     },
-//! }
-//! # Ok(()) }
-//! ```
-//!
-//! **Order:** [`FalRetryMiddleware`] goes before [`FalAuthMiddleware`], which is last: what comes later is further in,
-//! and the second attempt has to get the new credential. [`FalLayer::reqwest`] puts them so. Where there are others:
-//!
-//! ```
-//! # use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware};
-//! use std::time::Duration;
-//! use tower_fal::{FalRetryLayer, reqwest_plugin::{FalAuthMiddleware, FalRetryMiddleware}, reqwest_service::same_origin};
-//!
-//! # fn client(store: tower_fal::CredentialStore, tracing: impl Middleware) -> reqwest::Result<ClientWithMiddleware> {
-//! let client = reqwest::Client::builder().redirect(same_origin()).build()?;
-//! let retry = FalRetryLayer::new(store.clone()).reload_wait(Duration::from_secs(5)); // options are the layers' own
-//! let fal = ClientBuilder::new(client)
-//!     .with(tracing)
-//!     .with(FalRetryMiddleware::from(retry))
-//!     .with(FalAuthMiddleware::new(store))
-//!     .build();
-//! # Ok(fal) }
-//! ```
-//!
-//! # A request with its own credential
-//! It brings it in its extensions, as with the layers: `fal.post(…).with_extension(Credential::key("…")?)`. Those of an
-//! `http::Request` that is made a `reqwest::Request` are not seen by any middleware; where every request must bring its
-//! own, [`FalLayer::per_request`] has such a one go out without a header.
-//!
-//! # What is sent again
-//! A request whose body is in memory; cloning it copies no body. One that streams is sent once, and
-//! [`Refusal::is_replayable`](crate::error::Refusal::is_replayable) says so. As nothing is copied,
-//! [`max_body`](FalRetryLayer::max_body) and [`replay_memory`](FalRetryLayer::replay_memory) have no say here.
-//!
-//! # Time-outs, and what is no refusal
-//! reqwest's time-out is that of one attempt: the wait for a newer credential, up to
-//! [`reload_wait`](FalRetryLayer::reload_wait), comes on top, and what is sent again has all of it anew. Any status but
-//! a refusal's is a response, as ever: `error_for_status` is yours to call.
-//!
-//! The default headers of reqwest's client are not seen: ours goes before an `authorization` among them, with
-//! [`keep_existing`](FalAuthLayer::keep_existing) as well.
-//!
-//! # Redirects
-//! reqwest follows them inside of all middleware. [`FalLayer::reqwest`] has it follow those within an origin only; any
-//! other is the response. A client of your own must have the same policy, [`same_origin`], or none:
-//! [why](crate::reqwest_service#redirects). What another origin answers all the same is passed on untouched: it reloads
-//! nothing.
-
 use std::{fmt, marker::PhantomData, sync::Arc};
 
 use async_trait::async_trait;
@@ -70,6 +5,7 @@ use http::{Extensions, Uri};
 use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next};
 
+use super::service::{is_elsewhere, same_origin, with_url};
 #[cfg(feature = "transient")]
 use crate::retry::{
     course::drain_and_wait,
@@ -80,7 +16,6 @@ use crate::{
     error::FalAuthError,
     layer::FalLayer,
     origin::{FalOrigins, OriginPolicy},
-    reqwest_service::{is_elsewhere, same_origin, with_url},
     retry::{
         FalRetryLayer, Mode, Rules, Typed,
         course::{Course, Judged, judge, stamp_of},
@@ -91,7 +26,7 @@ use crate::{
 
 impl<M: Mode, P: OriginPolicy + Send + Sync + 'static> FalLayer<M, P> {
     /// The usual client: these two layers around the `reqwest::Client` that is built here, by the redirect policy
-    /// [`same_origin`]. See [`reqwest_plugin`](self).
+    /// [`same_origin`]. See the [module docs](super).
     ///
     /// # Errors
     /// Those of [`reqwest::ClientBuilder::build`].
@@ -103,7 +38,7 @@ impl<M: Mode, P: OriginPolicy + Send + Sync + 'static> FalLayer<M, P> {
 }
 
 /// [`FalAuth`](crate::FalAuth) as a middleware of `reqwest-middleware`: the current credential on every request that
-/// may carry it. See the [module docs](self) for the order, inside [`FalRetryMiddleware`], and for the redirect policy
+/// may carry it. See the [module docs](super) for the order, inside [`FalRetryMiddleware`], and for the redirect policy
 /// that the client must have.
 ///
 /// Its options are those of [`FalAuthLayer`], which it is made from.
@@ -157,7 +92,7 @@ impl<P> fmt::Debug for FalAuthMiddleware<P> {
 }
 
 /// [`FalRetry`](crate::FalRetry) as a middleware of `reqwest-middleware`: reload and replay on a 401, and a
-/// [`FalAuthError`] for what remains, which [`FalAuthError::find`] finds. See the [module docs](self) for the order:
+/// [`FalAuthError`] for what remains, which [`FalAuthError::find`] finds. See the [module docs](super) for the order:
 /// around [`FalAuthMiddleware`].
 ///
 /// Its options are those of [`FalRetryLayer`], which it is made from; of a

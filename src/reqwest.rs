@@ -1,0 +1,111 @@
+//! A `reqwest::Client` that carries the credential: as a Tower service, or under `reqwest-middleware`.
+//!
+//! [`FalLayer::reqwest`](crate::FalLayer::reqwest) (feature `reqwest-middleware`) is the behaviour of
+//! [`layer`](crate::layer) for a client as reqwest's users know it:
+//!
+//! ```no_run
+//! use serde_json::json;
+//! use tower_fal::{CredentialStore, FalAuthError, source::FileSource};
+//!
+//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = CredentialStore::builder(FileSource::new("/run/secrets/fal/key")).build().await?;
+//! let fal = tower_fal::layer(&store).reqwest(reqwest::Client::builder())?;
+//!
+//! let request = fal.post("https://fal.run/fal-ai/flux/dev").json(&json!({"prompt": "a lighthouse"}));
+//! match request.send().await {
+//!     Ok(response) => println!("{}", response.text().await?),
+//!     Err(error) => match FalAuthError::find(&error) {
+//!         Some(FalAuthError::Forbidden(refusal)) => println!("locked, or not permitted: {refusal}"),
+//!         Some(refused) => println!("look at the key: {refused}"),
+//!         None => println!("no answer: {error}"),
+//!     },
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # A Tower service
+//! reqwest's client is a Tower service for requests of its own type only, which no layer for `http` requests fits
+//! around. [`ReqwestService`] translates:
+//!
+//! ```
+//! use bytes::Bytes;
+//! use http::Request;
+//! use http_body_util::Full;
+//! use tower::{ServiceBuilder, ServiceExt as _};
+//! use tower_fal::{CredentialStore, reqwest::ReqwestService};
+//!
+//! # async fn call(store: CredentialStore) -> Result<(), Box<dyn std::error::Error>> {
+//! let client = ReqwestService::new(reqwest::Client::builder())?;
+//! let fal = ServiceBuilder::new()
+//!     .layer(tower_fal::layer(&store))
+//!     .service(client);
+//!
+//! let request = Request::post("https://fal.run/fal-ai/flux/dev").body(Full::new(Bytes::from_static(b"{}")))?;
+//! let response = fal.oneshot(request).await?;
+//! # let _ = response;
+//! # Ok(()) }
+//! ```
+//!
+//! Bodies stream both ways, and their size is passed on. A response's final URL and remote address come with it:
+//! `reqwest::Response::from(response)` has them, and reqwest's ways to read a body as well.
+//!
+//! # Redirects
+//! reqwest follows redirects inside, where no origin policy is asked. So those that lead to another origin are not
+//! followed but handed on, by the client's redirect policy: [`same_origin`]. [`ReqwestService::new`] sets it; **a client
+//! that was built already must have it, or [`Policy::none`](reqwest::redirect::Policy::none)**. By its own policy reqwest takes
+//! `authorization` off when it goes to another origin, but when that one redirects to itself, the header is back: so in
+//! reqwest 0.13.5.
+//!
+//! A request with a body is not redirected by 307 or 308, as its body is gone by then. tower-http's `FollowRedirect`
+//! around these layers follows redirects to other origins, and has the origin policy asked on each hop.
+//!
+//! # Proxies
+//! reqwest takes the proxies of its environment, and a proxy reads what is sent in plain `http`, the credential
+//! included: with [`loopback_http`](crate::origin::FalOrigins::loopback_http), call
+//! [`no_proxy`](reqwest::ClientBuilder::no_proxy).
+//!
+//! # Several middlewares
+//! **Order:** [`FalRetryMiddleware`] goes before [`FalAuthMiddleware`], which is last: what comes later is further in,
+//! and the second attempt has to get the new credential. [`FalLayer::reqwest`](crate::FalLayer::reqwest) puts them so. Where there are others:
+//!
+//! ```
+//! # use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware};
+//! use std::time::Duration;
+//! use tower_fal::{FalRetryLayer, reqwest::{FalAuthMiddleware, FalRetryMiddleware, same_origin}};
+//!
+//! # fn client(store: tower_fal::CredentialStore, tracing: impl Middleware) -> reqwest::Result<ClientWithMiddleware> {
+//! let client = reqwest::Client::builder().redirect(same_origin()).build()?;
+//! let retry = FalRetryLayer::new(store.clone()).reload_wait(Duration::from_secs(5)); // options are the layers' own
+//! let fal = ClientBuilder::new(client)
+//!     .with(tracing)
+//!     .with(FalRetryMiddleware::from(retry))
+//!     .with(FalAuthMiddleware::new(store))
+//!     .build();
+//! # Ok(fal) }
+//! ```
+//!
+//! # A request with its own credential
+//! It brings it in its extensions, as with the layers: `fal.post(…).with_extension(Credential::key("…")?)`. Those of an
+//! `http::Request` that is made a `reqwest::Request` are not seen by any middleware; where every request must bring its
+//! own, [`FalLayer::per_request`](crate::FalLayer::per_request) has such a one go out without a header.
+//!
+//! # What is sent again
+//! A request whose body is in memory; cloning it copies no body. One that streams is sent once, and
+//! [`Refusal::is_replayable`](crate::error::Refusal::is_replayable) says so. As nothing is copied,
+//! [`max_body`](crate::FalRetryLayer::max_body) and [`replay_memory`](crate::FalRetryLayer::replay_memory) have no say here.
+//!
+//! # Time-outs, and what is no refusal
+//! reqwest's time-out is that of one attempt: the wait for a newer credential, up to
+//! [`reload_wait`](crate::FalRetryLayer::reload_wait), comes on top, and what is sent again has all of it anew. Any status but
+//! a refusal's is a response, as ever: `error_for_status` is yours to call.
+//!
+//! The default headers of reqwest's client are not seen: ours goes before an `authorization` among them, with
+//! [`keep_existing`](crate::FalAuthLayer::keep_existing) as well.
+
+#[cfg(feature = "reqwest-middleware")]
+mod middleware;
+mod service;
+
+#[cfg(feature = "reqwest-middleware")]
+pub use self::middleware::{FalAuthMiddleware, FalRetryMiddleware};
+pub use self::service::{ReqwestService, ResponseFuture, same_origin};
