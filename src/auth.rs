@@ -6,7 +6,7 @@
 //!
 //! 1. The [policy](crate::origin) does not admit the request's URI, or the method is `TRACE`, whose answer echoes the
 //!    request: the request passes untouched.
-//! 2. Otherwise `authorization` becomes the header of the [`Credential`] in the request's extensions if there is one,
+//! 2. Otherwise `authorization` becomes the header of the [`Credential`](crate::Credential) in the request's extensions if there is one,
 //!    and else that of the store's current credential.
 //! 3. A `401` or `403` to such a request leaves with a [`Stamp`] in its extensions, which says what it was sent with.
 //!
@@ -32,7 +32,7 @@
 //! ```
 //!
 //! # A request with its own credential
-//! A server that calls fal with each customer's own key puts that [`Credential`] into the request's extensions. It
+//! A server that calls fal with each customer's own key puts that [`Credential`](crate::Credential) into the request's extensions. It
 //! goes to the same origins and no others. With [`FalAuthLayer::per_request`] there is nothing but it: when the
 //! extension is lost on the way, the request goes out without a header and never with the house's key.
 //!
@@ -59,19 +59,27 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
-use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, header::AUTHORIZATION};
+use http::{Request, Response};
 use pin_project::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use self::authorizer::SentWith;
 use crate::{
-    credential::{Credential, KeyId},
     origin::{BoundOrigin, FalOrigins, InvalidOrigin, OriginPolicy},
-    store::{CredentialStore, Generation, Snapshot},
+    store::CredentialStore,
+};
+
+mod authorizer;
+mod stamp;
+
+pub use self::stamp::Stamp;
+pub(crate) use self::{
+    authorizer::Authorizer,
+    stamp::{CrossedOrigin, SendWith, is_refusal},
 };
 
 /// Layer that applies [`FalAuth`]. See the [module docs](self) for an example and for the order: inside
@@ -135,13 +143,12 @@ impl FalAuthLayer<BoundOrigin> {
 
 impl<P> FalAuthLayer<P> {
     fn with_policy(store: Option<CredentialStore>, origins: P) -> Self {
-        Self { authorizer: Authorizer { store, origins, keep_existing: false } }
+        Self { authorizer: Authorizer::new(store, origins) }
     }
 
     /// Which origins may carry the credential. Default: [`FalOrigins::new`].
     pub fn origins<Q: OriginPolicy>(self, origins: Q) -> FalAuthLayer<Q> {
-        let Authorizer { store, keep_existing, .. } = self.authorizer;
-        FalAuthLayer { authorizer: Authorizer { store, origins, keep_existing } }
+        FalAuthLayer { authorizer: self.authorizer.with_origins(origins) }
     }
 
     /// Whether a request that has an `authorization` header already keeps it, and is then passed untouched.
@@ -329,164 +336,5 @@ where
 impl<F> fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").field("sent_with", &self.sent_with).finish_non_exhaustive()
-    }
-}
-
-/// Whether it is a status with which fal refuses a credential.
-#[inline]
-pub(crate) fn is_refusal(status: StatusCode) -> bool {
-    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-}
-
-/// What a request was sent with to which fal answered `401` or `403`: in that response's extensions.
-///
-/// Its absence says as much: the refused request carried nothing of ours.
-///
-/// ```
-/// # use http::Response;
-/// # use tower_fal::auth::Stamp;
-/// fn log(response: &Response<()>) {
-///     if let Some(stamp) = response.extensions().get::<Stamp>() {
-///         eprintln!("fal refused {:?} from {}", stamp.key_id(), stamp.source());
-///     }
-/// }
-/// # log(&Response::new(()));
-/// ```
-#[derive(Clone, Debug)]
-pub struct Stamp {
-    generation: Option<Generation>,
-    credential: Credential,
-    source: Arc<str>,
-}
-
-impl Stamp {
-    /// Which of the store's credentials it was; `None` when the request brought its own.
-    #[must_use]
-    pub fn generation(&self) -> Option<Generation> {
-        self.generation
-    }
-
-    /// The public half of the key; `None` for a login's token.
-    #[must_use]
-    pub fn key_id(&self) -> Option<&KeyId> {
-        self.credential.key_id()
-    }
-
-    /// Where the credential was found, such as `env:FAL_KEY`. A request's own one is `request` unless its
-    /// [source](Credential::with_source) was noted.
-    #[must_use]
-    pub fn source(&self) -> &str {
-        &self.source
-    }
-
-    pub(crate) fn credential(&self) -> &Credential {
-        &self.credential
-    }
-
-    pub(crate) fn source_arc(&self) -> &Arc<str> {
-        &self.source
-    }
-}
-
-/// In a request's extensions: the store's credential to send it with, where that is not to be the current one.
-#[derive(Clone)]
-pub(crate) struct SendWith(pub(crate) Snapshot);
-
-/// In a response's extensions: the service inside has followed a redirect to another origin, which is where this
-/// comes from.
-#[cfg_attr(not(feature = "reqwest"), allow(dead_code))] // nothing follows redirects then
-#[derive(Clone)]
-pub(crate) struct FromElsewhere;
-
-/// The rules of this layer, for everyone who puts a credential on a request.
-#[derive(Clone)]
-pub(crate) struct Authorizer<P> {
-    store: Option<CredentialStore>,
-    origins: P,
-    keep_existing: bool,
-}
-
-impl<P: OriginPolicy> Authorizer<P> {
-    #[inline]
-    fn authorize<B>(&self, request: &mut Request<B>) -> Option<SentWith> {
-        let sent_with = self.choose(request.method(), request.uri(), request.headers(), request.extensions())?;
-        sent_with.put_into(request.headers_mut());
-        Some(sent_with)
-    }
-
-    /// What a request is to be sent with, if anything.
-    #[inline]
-    pub(crate) fn choose(
-        &self,
-        method: &Method,
-        uri: &Uri,
-        headers: &HeaderMap,
-        extensions: &Extensions,
-    ) -> Option<SentWith> {
-        // The answer to a TRACE is the request: RFC 9110, 9.3.8, has no credential in it.
-        let is_refused = *method == Method::TRACE || (self.keep_existing && headers.contains_key(AUTHORIZATION));
-        if is_refused || !self.origins.admits(uri) {
-            return None;
-        }
-        match (extensions.get::<Credential>(), &self.store) {
-            (Some(own), _) => Some(SentWith::Own(own.clone())),
-            // One snapshot, for the header and for the stamp.
-            (None, Some(store)) => Some(SentWith::Stores(snapshot_for(extensions, store))),
-            (None, None) => None,
-        }
-    }
-}
-
-impl<P> fmt::Debug for Authorizer<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authorizer")
-            .field("store", &self.store)
-            .field("origins", &std::any::type_name::<P>())
-            .field("keep_existing", &self.keep_existing)
-            .finish()
-    }
-}
-
-#[inline]
-fn snapshot_for(extensions: &Extensions, store: &CredentialStore) -> Snapshot {
-    if let Some(SendWith(snapshot)) = extensions.get() {
-        return snapshot.clone();
-    }
-    let _ = extensions;
-    store.load()
-}
-
-/// The credential that one request carries.
-#[derive(Clone, Debug)]
-pub(crate) enum SentWith {
-    Stores(Snapshot),
-    Own(Credential),
-}
-
-impl SentWith {
-    fn credential(&self) -> &Credential {
-        match self {
-            Self::Stores(snapshot) => snapshot.credential(),
-            Self::Own(credential) => credential,
-        }
-    }
-
-    #[inline]
-    pub(crate) fn put_into(&self, headers: &mut HeaderMap) {
-        headers.insert(AUTHORIZATION, self.credential().header().clone());
-    }
-
-    #[cold]
-    pub(crate) fn stamp(&self, extensions: &mut Extensions) {
-        // Where two of these layers are stacked, the inner one's header went out, and its stamp is the true one.
-        if extensions.get::<Stamp>().is_some() || extensions.get::<FromElsewhere>().is_some() {
-            return;
-        }
-        let (generation, source) = match self {
-            Self::Stores(snapshot) => (Some(snapshot.generation()), Arc::clone(snapshot.source_arc())),
-            Self::Own(credential) => (None, credential.source_arc().map_or_else(|| "request".into(), Arc::clone)),
-        };
-        let credential = self.credential().clone();
-        extensions.insert(Stamp { generation, credential, source });
     }
 }

@@ -5,7 +5,7 @@ use http::{Extensions, Uri};
 use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next};
 
-use super::service::{is_elsewhere, same_origin, with_url};
+use super::service::{crossed_origin, same_origin, with_url};
 #[cfg(feature = "transient")]
 use crate::retry::{
     course::drain_and_wait,
@@ -78,7 +78,7 @@ impl<P: OriginPolicy + Send + Sync + 'static> Middleware for FalAuthMiddleware<P
         };
         sent_with.put_into(request.headers_mut());
         let mut response = next.run(request, extensions).await?;
-        if is_refusal(response.status()) && !is_elsewhere(&asked, response.url()) {
+        if is_refusal(response.status()) && !crossed_origin(&asked, response.url()) {
             sent_with.stamp(response.extensions_mut());
         }
         Ok(response)

@@ -12,7 +12,7 @@ use pin_project::pin_project;
 use reqwest::{Client, ClientBuilder, ResponseBuilderExt as _, Url, redirect};
 use tower_service::Service;
 
-use crate::{auth::FromElsewhere, error::BoxError};
+use crate::{auth::CrossedOrigin, error::BoxError};
 
 type ClientFuture = <Client as Service<reqwest::Request>>::Future;
 
@@ -110,10 +110,10 @@ impl Future for ResponseFuture {
                 None => return Poll::Pending, // it has said so already
             },
         };
-        let elsewhere = is_elsewhere(this.asked, response.url());
+        let crossed = crossed_origin(this.asked, response.url());
         let mut response = with_url(response);
-        if elsewhere {
-            response.extensions_mut().insert(FromElsewhere);
+        if crossed {
+            response.extensions_mut().insert(CrossedOrigin);
         }
         Poll::Ready(Ok(response))
     }
@@ -127,7 +127,7 @@ impl fmt::Debug for ResponseFuture {
 
 /// Whether an answer comes from another origin than the one that was asked, as a client by other rules than
 /// [`same_origin`] has followed a redirect there.
-pub(crate) fn is_elsewhere(asked: &Uri, answered: &Url) -> bool {
+pub(crate) fn crossed_origin(asked: &Uri, answered: &Url) -> bool {
     Url::parse(&asked.to_string()).map_or(true, |asked| asked.origin() != answered.origin())
 }
 

@@ -1,0 +1,80 @@
+//! What goes along with a request and its response, in their extensions.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use crate::{
+    credential::{Credential, KeyId},
+    store::{Generation, Snapshot},
+};
+
+/// Whether it is a status with which fal refuses a credential.
+#[inline]
+pub(crate) fn is_refusal(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}
+
+/// What a request was sent with to which fal answered `401` or `403`: in that response's extensions.
+///
+/// A 401 or 403 without a `Stamp` answers a request that carried no credential of this layer.
+///
+/// ```
+/// # use http::Response;
+/// # use tower_fal::auth::Stamp;
+/// fn log(response: &Response<()>) {
+///     if let Some(stamp) = response.extensions().get::<Stamp>() {
+///         eprintln!("fal refused {:?} from {}", stamp.key_id(), stamp.source());
+///     }
+/// }
+/// # log(&Response::new(()));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Stamp {
+    generation: Option<Generation>,
+    credential: Credential,
+    source: Arc<str>,
+}
+
+impl Stamp {
+    pub(super) fn new(generation: Option<Generation>, credential: Credential, source: Arc<str>) -> Self {
+        Self { generation, credential, source }
+    }
+
+    /// Which of the store's credentials it was; `None` when the request brought its own.
+    #[must_use]
+    pub fn generation(&self) -> Option<Generation> {
+        self.generation
+    }
+
+    /// The public half of the key; `None` for a login's token.
+    #[must_use]
+    pub fn key_id(&self) -> Option<&KeyId> {
+        self.credential.key_id()
+    }
+
+    /// Where the credential was found, such as `env:FAL_KEY`. A request's own one is `request` unless its
+    /// [source](Credential::with_source) was noted.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    pub(crate) fn credential(&self) -> &Credential {
+        &self.credential
+    }
+
+    pub(crate) fn source_arc(&self) -> &Arc<str> {
+        &self.source
+    }
+}
+
+/// In a request's extensions: which of the store's credentials to send it with, if not with the current one.
+#[derive(Clone)]
+pub(crate) struct SendWith(pub(crate) Snapshot);
+
+/// In a response's extensions: the client inside has followed a redirect to another origin, and the response comes from
+/// there.
+#[cfg_attr(not(feature = "reqwest"), allow(dead_code))] // only reqwest follows redirects inside of a service of ours
+#[derive(Clone)]
+pub(crate) struct CrossedOrigin;
