@@ -74,12 +74,12 @@ use crate::{
 };
 
 mod authorizer;
-mod stamp;
+pub(crate) mod stamp;
 
 pub use self::stamp::Stamp;
 pub(crate) use self::{
     authorizer::Authorizer,
-    stamp::{CrossedOrigin, SendWith, is_refusal},
+    stamp::{SendWith, is_refusal},
 };
 
 /// Layer that applies [`FalAuth`]. See the [module docs](self) for an example and for the order: inside

@@ -141,19 +141,14 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("hush", HeaderValue::from_static("hush"));
         Refusal::new(RefusalParts {
-            status,
-            reason,
             detail: Some(hush()),
             error_type: Some(hush()),
             request_id: Some(hush()),
             key_id: Credential::key("hush:hush").unwrap().key_id().cloned(),
-            generation: None,
-            source: "file:/hush".into(),
             headers,
             body: Bytes::from_static(b"hush"),
-            replayable: true,
-            replayed: false,
             reload: Some(ReloadError::Failed(crate::error::SourceError::new("hush", "hush"))),
+            ..RefusalParts::of_request(status, reason, "file:/hush".into())
         })
         .into()
     }

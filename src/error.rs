@@ -9,7 +9,7 @@ mod fal_auth;
 mod reason;
 mod refusal;
 
-pub(crate) use self::refusal::RefusalParts;
+pub(crate) use self::refusal::{RefusalParts, Replayed};
 pub use self::{
     classify::{Classification, classify},
     reason::{LockReason, Reason},

@@ -21,7 +21,7 @@ mod refusals;
 mod runs;
 mod store_metrics;
 
-pub(crate) use self::refusals::{Refusals, Refused};
+pub(crate) use self::refusals::Refusals;
 pub(crate) use self::store_metrics::StoreMetrics;
 
 /// The store holds another credential than before.

@@ -67,42 +67,43 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::{
-    body::ReplayMemory,
-    judge::{Judge, Waiting},
+use self::{body::ReplayMemory, policy::Policy};
+use crate::{
+    error::{BoxError, FalAuthError},
+    store::CredentialStore,
 };
-use crate::{error::BoxError, store::CredentialStore};
 
+mod attempt;
+mod attempts;
 mod body;
-pub(crate) mod course;
-mod decision;
 mod future;
 mod head;
-pub(crate) mod judge;
 mod mode;
+pub(crate) mod policy;
 #[cfg(feature = "transient")]
 mod retry_after;
+mod rule;
 #[cfg(feature = "transient")]
-pub(crate) mod transient;
+mod transient;
+#[cfg(not(feature = "transient"))]
+#[path = "retry/no_transient.rs"]
+mod transient;
 
 #[cfg(doc)]
 use crate::auth::Stamp;
 
 #[cfg(feature = "transient")]
-#[cfg_attr(docsrs, doc(cfg(feature = "transient")))]
 pub use self::transient::{Repeatable, Transient, connection_failed};
+#[cfg(feature = "reqwest-middleware")]
+pub(crate) use self::{
+    attempt::{Ended, Sent},
+    attempts::{Attempts, Next},
+};
 pub use self::{
     body::{PeekedBody, ReplayBody},
     future::ResponseFuture,
     mode::{Mode, Passthrough, Typed},
 };
-
-const DEFAULT_MAX_BODY: u64 = 256 * 1024;
-const DEFAULT_REPLAY_MEMORY: usize = 64 * 1024 * 1024;
-const DEFAULT_RELOAD_WAIT: Duration = Duration::from_secs(2);
-const DEFAULT_OVERLAP: Duration = Duration::from_secs(30);
-const DEFAULT_MAX_WAITING: usize = 1024;
-const DEFAULT_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Layer that applies [`FalRetry`]. It needs Tokio's timer once a 401 or 403 has come, and panics without one. See the
 /// [module docs](self) for an example and for the order: around [`FalAuthLayer`](crate::FalAuthLayer), which
@@ -111,52 +112,21 @@ const DEFAULT_READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// All services that come from one layer and its clones share the memory for replays and the places to wait.
 #[must_use]
 pub struct FalRetryLayer<M = Typed> {
-    rules: Rules,
+    policy: Policy,
     mode: PhantomData<fn() -> M>,
-}
-
-/// The options of a layer.
-#[derive(Clone, Debug)]
-pub(crate) struct Rules {
-    judge: Judge,
-    max_body: u64,
-    memory: Arc<ReplayMemory>,
-    pub(crate) read_timeout: Duration,
-    #[cfg(feature = "transient")]
-    transient: Option<Transient>,
 }
 
 impl FalRetryLayer {
     /// Reloads this store when fal refuses its credential: the store of the [`FalAuthLayer`](crate::FalAuthLayer)
     /// inside.
     pub fn new(store: CredentialStore) -> Self {
-        Self::with_store(Some(store))
+        Self { policy: Policy::new(Some(store)), mode: PhantomData }
     }
 
     /// For requests that bring their own credentials: nothing is reloaded, nothing is sent again, and a refusal is a
     /// typed error.
     pub fn per_request() -> Self {
-        Self::with_store(None)
-    }
-
-    fn with_store(store: Option<CredentialStore>) -> Self {
-        Self {
-            rules: Rules {
-                judge: Judge {
-                    store,
-                    reload_wait: DEFAULT_RELOAD_WAIT,
-                    reload_on_forbidden: false,
-                    overlap: DEFAULT_OVERLAP,
-                    waiting: Arc::new(Waiting::new(DEFAULT_MAX_WAITING)),
-                },
-                max_body: DEFAULT_MAX_BODY,
-                memory: Arc::new(ReplayMemory::new(DEFAULT_REPLAY_MEMORY)),
-                read_timeout: DEFAULT_READ_TIMEOUT,
-                #[cfg(feature = "transient")]
-                transient: None,
-            },
-            mode: PhantomData,
-        }
+        Self { policy: Policy::new(None), mode: PhantomData }
     }
 
     /// Hands the final refusal on as a response, with status, headers and the whole body as they came, and with the
@@ -165,7 +135,7 @@ impl FalRetryLayer {
     /// The response's body is [`PeekedBody`] then. A refusal of more than 16 KiB holds its connection while the
     /// request waits for a newer credential.
     pub fn passthrough(self) -> FalRetryLayer<Passthrough> {
-        FalRetryLayer { rules: self.rules, mode: PhantomData }
+        FalRetryLayer { policy: self.policy, mode: PhantomData }
     }
 }
 
@@ -173,19 +143,19 @@ impl<M> FalRetryLayer<M> {
     /// How much of a request's body is kept so that it can be sent again, its trailers included, in bytes. Default:
     /// 256 KiB. A longer body is sent once, as a stream.
     pub fn max_body(mut self, bytes: u64) -> Self {
-        self.rules.max_body = bytes;
+        self.policy.max_body = bytes;
         self
     }
 
     /// How much all bodies together may take up, in bytes. Default: 64 MiB. Past it a request is sent once.
     pub fn replay_memory(mut self, bytes: usize) -> Self {
-        self.rules.memory = Arc::new(ReplayMemory::new(bytes));
+        self.policy.memory = Arc::new(ReplayMemory::new(bytes));
         self
     }
 
     /// How long a refused request waits for a newer credential, the reload included. Default: 2 s.
     pub fn reload_wait(mut self, limit: Duration) -> Self {
-        self.rules.judge.reload_wait = limit;
+        self.policy.reload_wait = limit;
         self
     }
 
@@ -196,19 +166,19 @@ impl<M> FalRetryLayer<M> {
     /// one for so long; not if it was refused itself, and not where there is no driver
     /// ([`fixed`](CredentialStore::fixed) stores). Zero turns it off.
     pub fn overlap(mut self, window: Duration) -> Self {
-        self.rules.judge.overlap = window;
+        self.policy.overlap = window;
         self
     }
 
     /// How many refused requests may wait at once. Default: 1,024. The others get their error at once.
     pub fn max_waiting(mut self, requests: usize) -> Self {
-        self.rules.judge.waiting = Arc::new(Waiting::new(requests));
+        self.policy.set_max_waiting(requests);
         self
     }
 
     /// How long the body of a refusal may take to arrive. Default: 1 s; what has come by then is what is looked at.
     pub fn read_timeout(mut self, limit: Duration) -> Self {
-        self.rules.read_timeout = limit;
+        self.policy.read_timeout = limit;
         self
     }
 
@@ -216,7 +186,7 @@ impl<M> FalRetryLayer<M> {
     /// credential. Not for a locked account, and not for the application's own 403. Default: no, since another key
     /// seldom cures a 403.
     pub fn reload_on_forbidden(mut self) -> Self {
-        self.rules.judge.reload_on_forbidden = true;
+        self.policy.reload_on_forbidden = true;
         self
     }
 
@@ -224,31 +194,28 @@ impl<M> FalRetryLayer<M> {
     #[cfg(feature = "transient")]
     #[cfg_attr(docsrs, doc(cfg(feature = "transient")))]
     pub fn transient(mut self, transient: Transient) -> Self {
-        self.rules.transient = Some(transient);
+        self.policy.transient = Some(transient);
         self
     }
 
     /// How many bytes of request bodies are kept at this moment.
     #[must_use]
     pub fn replay_memory_used(&self) -> usize {
-        self.rules.memory.used()
+        self.policy.memory.used()
     }
 
     /// How many bodies were not kept because the [`replay_memory`](Self::replay_memory) was used up.
     #[must_use]
     pub fn replay_memory_refused(&self) -> u64 {
-        self.rules.memory.refused()
+        self.policy.memory.refused()
     }
 }
 
 impl<M> FalRetryLayer<M> {
-    /// The rules of a service that is made now.
-    pub(crate) fn rules(&self) -> Arc<Rules> {
-        let Judge { store, overlap, .. } = &self.rules.judge;
-        if let Some(store) = store {
-            store.keep_previous_for(*overlap);
-        }
-        Arc::new(self.rules.clone())
+    /// The policy for a service that is made now. The store is armed for it.
+    pub(crate) fn arm(&self) -> Arc<Policy> {
+        self.policy.arm();
+        Arc::new(self.policy.clone())
     }
 }
 
@@ -256,19 +223,19 @@ impl<S, M> Layer<S> for FalRetryLayer<M> {
     type Service = FalRetry<S, M>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        FalRetry { inner, rules: self.rules(), mode: PhantomData }
+        FalRetry { inner, policy: self.arm(), mode: PhantomData }
     }
 }
 
 impl<M> Clone for FalRetryLayer<M> {
     fn clone(&self) -> Self {
-        Self { rules: self.rules.clone(), mode: PhantomData }
+        Self { policy: self.policy.clone(), mode: PhantomData }
     }
 }
 
 impl<M> fmt::Debug for FalRetryLayer<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FalRetryLayer").field("rules", &self.rules).finish()
+        f.debug_struct("FalRetryLayer").field("policy", &self.policy).finish()
     }
 }
 
@@ -299,15 +266,22 @@ impl<M> fmt::Debug for FalRetryLayer<M> {
 /// trait bounds were not satisfied"* (E0599). Let the client's body be inferred, or name `ReplayBody<Full<Bytes>>`.
 pub struct FalRetry<S, M = Typed> {
     inner: S,
-    rules: Arc<Rules>,
+    policy: Arc<Policy>,
     mode: PhantomData<fn() -> M>,
 }
 
-// For no service in particular, so that `FalRetry::layer(store)` needs no type.
+// For no particular service, so that `FalRetry::layer(store)` needs no type.
 impl FalRetry<()> {
     /// The layer, for those who start from the service. See [`FalRetryLayer::new`].
     pub fn layer(store: CredentialStore) -> FalRetryLayer {
         FalRetryLayer::new(store)
+    }
+}
+
+impl<S> FalRetry<S> {
+    /// The service around another one. See [`FalRetryLayer::new`].
+    pub fn new(inner: S, store: CredentialStore) -> Self {
+        FalRetryLayer::new(store).layer(inner)
     }
 }
 
@@ -339,7 +313,7 @@ where
     R::Error: Send,
 {
     type Response = Response<M::Body<R>>;
-    type Error = crate::error::FalAuthError;
+    type Error = FalAuthError;
     type Future = ResponseFuture<S, B, R, M>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -347,18 +321,18 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        ResponseFuture::new(&mut self.inner, request, Arc::clone(&self.rules))
+        ResponseFuture::new(&mut self.inner, request, Arc::clone(&self.policy))
     }
 }
 
 impl<S: Clone, M> Clone for FalRetry<S, M> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), rules: Arc::clone(&self.rules), mode: PhantomData }
+        Self { inner: self.inner.clone(), policy: Arc::clone(&self.policy), mode: PhantomData }
     }
 }
 
 impl<S: fmt::Debug, M> fmt::Debug for FalRetry<S, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FalRetry").field("inner", &self.inner).field("rules", &self.rules).finish()
+        f.debug_struct("FalRetry").field("inner", &self.inner).field("policy", &self.policy).finish()
     }
 }

@@ -147,22 +147,8 @@ mod tests {
     }
 
     fn refused() -> FalAuthError {
-        Refusal::new(crate::error::RefusalParts {
-            status: StatusCode::FORBIDDEN,
-            reason: Reason::Unknown,
-            detail: None,
-            error_type: None,
-            request_id: None,
-            key_id: None,
-            generation: None,
-            source: "test".into(),
-            headers: http::HeaderMap::new(),
-            body: bytes::Bytes::new(),
-            replayable: true,
-            replayed: false,
-            reload: None,
-        })
-        .into()
+        let (status, reason) = (StatusCode::FORBIDDEN, Reason::Unknown);
+        Refusal::new(crate::error::RefusalParts::of_request(status, reason, "test".into())).into()
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub struct Refusal {
     inner: Arc<RefusalParts>,
 }
 
-/// What a [`Refusal`] is made of.
+/// The facts about a refused attempt: lent to the rule and to the event, and made a [`Refusal`] at the end.
 pub(crate) struct RefusalParts {
     pub(crate) status: StatusCode,
     pub(crate) reason: Reason,
@@ -25,25 +25,52 @@ pub(crate) struct RefusalParts {
     pub(crate) request_id: Option<String>,
     pub(crate) key_id: Option<KeyId>,
     pub(crate) generation: Option<Generation>,
+    /// The newest of the store's credentials that the request was refused with; `None` if it brought its own.
+    pub(crate) newest: Option<Generation>,
     pub(crate) source: Arc<str>,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) replayable: bool,
-    pub(crate) replayed: bool,
+    pub(crate) replayed: Replayed,
     pub(crate) reload: Option<ReloadError>,
+}
+
+/// Whether a request was sent again for the sake of the credential, and with which one last. The previous credential,
+/// if it is tried at all, is tried first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Replayed {
+    #[default]
+    Not,
+    WithPrevious,
+    WithNewer,
+}
+
+#[cfg(test)]
+impl RefusalParts {
+    /// Of a request with its own credential, and an answer without a word.
+    pub(crate) fn of_request(status: StatusCode, reason: Reason, source: Arc<str>) -> Self {
+        Self {
+            status,
+            reason,
+            detail: None,
+            error_type: None,
+            request_id: None,
+            key_id: None,
+            generation: None,
+            newest: None,
+            source,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            replayable: false,
+            replayed: Replayed::Not,
+            reload: None,
+        }
+    }
 }
 
 impl Refusal {
     pub(crate) fn new(parts: RefusalParts) -> Self {
         Self { inner: Arc::new(parts) }
-    }
-
-    /// The body was too long for another attempt, as it turned out.
-    pub(crate) fn not_replayable(mut self) -> Self {
-        if let Some(inner) = Arc::get_mut(&mut self.inner) {
-            inner.replayable = false;
-        }
-        self
     }
 
     /// 401 or 403.
@@ -116,7 +143,7 @@ impl Refusal {
     /// Whether this is the answer to a further attempt, with another credential.
     #[must_use]
     pub fn was_replayed(&self) -> bool {
-        self.inner.replayed
+        self.inner.replayed != Replayed::Not
     }
 
     /// Why no newer credential could be loaded, if that was tried and failed.
@@ -206,7 +233,7 @@ impl fmt::Debug for Refusal {
             .field("generation", &self.inner.generation)
             .field("source", &self.inner.source)
             .field("replayable", &self.inner.replayable)
-            .field("replayed", &self.inner.replayed)
+            .field("replayed", &self.was_replayed())
             .field("reload_error", &self.inner.reload)
             .finish_non_exhaustive()
     }

@@ -1,22 +1,11 @@
 use std::sync::Arc;
 
+#[cfg(feature = "metrics")]
 use http::StatusCode;
 
 #[cfg(feature = "tracing")]
 use super::runs::Runs;
-use crate::{credential::KeyId, error::Reason, generation::Generation};
-
-/// fal, or the application behind it, refused a credential, and this was done about it.
-pub(crate) struct Refused<'a> {
-    pub(crate) status: StatusCode,
-    pub(crate) reason: Reason,
-    pub(crate) action: &'static str,
-    /// The name of the store; `None` when the request brought its own credential, as with `generation`.
-    pub(crate) store: Option<&'a Arc<str>>,
-    pub(crate) generation: Option<Generation>,
-    pub(crate) source: &'a str,
-    pub(crate) key_id: Option<&'a KeyId>,
-}
+use crate::error::RefusalParts;
 
 /// Tells of the refusals of one layer, of some louder than of others: see [`Runs`]. A metric counts each one.
 #[derive(Debug, Default)]
@@ -27,19 +16,21 @@ pub(crate) struct Refusals {
 }
 
 impl Refusals {
-    pub(crate) fn tell(&self, refused: &Refused<'_>) {
-        let Refused { status, reason, action, store, generation, source, key_id } = *refused;
+    /// fal, or the application behind it, refused a credential, and this was done about it. `store` is the name of the
+    /// credential's store; `None` when the request brought its own.
+    pub(crate) fn tell(&self, refused: &RefusalParts, action: &'static str, store: Option<&Arc<str>>) {
+        let RefusalParts { status, reason, generation, source, key_id, .. } = refused;
         #[cfg(feature = "tracing")]
         {
-            let refusals = self.runs.count((generation.is_some(), reason.as_str()), generation);
+            let refusals = self.runs.count((generation.is_some(), reason.as_str()), *generation);
             macro_rules! tell {
                 ($level:ident) => {
                     tracing::$level!(
                         status = status.as_u16(),
                         reason = reason.as_str(),
                         action,
-                        source,
-                        key_id = key_id.map(tracing::field::display),
+                        source = &**source,
+                        key_id = key_id.as_ref().map(tracing::field::display),
                         refusals,
                         "fal refused a request"
                     )
@@ -55,7 +46,7 @@ impl Refusals {
         metrics::counter!(
             "tower_fal_refusals_total",
             "store" => store.map_or_else(|| "".into(), Arc::clone),
-            "status" => if status == StatusCode::FORBIDDEN { "403" } else { "401" },
+            "status" => if *status == StatusCode::FORBIDDEN { "403" } else { "401" },
             "reason" => reason.as_str(),
             "action" => action,
         )

@@ -6,21 +6,12 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next};
 
 use super::service::{crossed_origin, same_origin, with_url};
-#[cfg(feature = "transient")]
-use crate::retry::{
-    course::drain_and_wait,
-    transient::{Ended, Repeat},
-};
 use crate::{
     auth::{Authorizer, FalAuthLayer, is_refusal},
-    error::FalAuthError,
+    error::{FalAuthError, Refusal},
     layer::FalLayer,
     origin::{FalOrigins, OriginPolicy},
-    retry::{
-        FalRetryLayer, Mode, Rules, Typed,
-        course::{Course, Judged, judge, stamp_of},
-        judge::Verdict,
-    },
+    retry::{Attempts, Ended, FalRetryLayer, Mode, Next as After, PeekedBody, Sent, Typed, policy::Policy},
     store::CredentialStore,
 };
 
@@ -98,7 +89,7 @@ impl<P> fmt::Debug for FalAuthMiddleware<P> {
 /// Its options are those of [`FalRetryLayer`], which it is made from; of a
 /// [passthrough](FalRetryLayer::passthrough) layer the refusal comes as a response.
 pub struct FalRetryMiddleware<M = Typed> {
-    rules: Arc<Rules>,
+    policy: Arc<Policy>,
     mode: PhantomData<fn() -> M>,
 }
 
@@ -112,7 +103,7 @@ impl FalRetryMiddleware {
 
 impl<M> From<FalRetryLayer<M>> for FalRetryMiddleware<M> {
     fn from(layer: FalRetryLayer<M>) -> Self {
-        Self { rules: layer.rules(), mode: PhantomData }
+        Self { policy: layer.arm(), mode: PhantomData }
     }
 }
 
@@ -124,72 +115,61 @@ impl<M: Mode> Middleware for FalRetryMiddleware<M> {
         extensions: &mut Extensions,
         next: Next<'_>,
     ) -> Result<Response, Error> {
-        let rules = &self.rules;
-        let mut course = Course::begin(rules);
+        let mut attempts = Attempts::new(Arc::clone(&self.policy));
         loop {
-            let again = request.try_clone();
-            course.write_to(extensions);
-            let answered = next.clone().run(request, extensions).await;
-            let response = match answered {
-                Ok(response) => response,
-                Err(error) => {
-                    // A refusal that comes as an error, from such a middleware further in, is final.
-                    #[cfg(feature = "transient")]
-                    if FalAuthError::find(&error).is_none() {
-                        let wait = course.wait(rules, repeat(again.as_ref(), extensions), &Ended::Failed(&error));
-                        if let Some((wait, again)) = wait.zip(again) {
-                            tokio::time::sleep(wait).await;
-                            request = again;
-                            continue;
+            let copy = request.try_clone();
+            attempts.prepare(extensions);
+            let result = next.clone().run(request, extensions).await;
+            let follows = attempts.ended(ended(&result), || copy.as_ref().map(|copy| sent(copy, extensions)));
+            request = match (follows, result, copy) {
+                (After::BackOff(wait), result, Some(copy)) => {
+                    Arc::clone(&self.policy).back_off(result.ok().map(reqwest::Body::from), wait).await;
+                    copy
+                }
+                (After::Examine(stamp), Ok(response), copy) => {
+                    let replayable = copy.is_some();
+                    // Boxed, as it is large and rare.
+                    let examined = Box::pin(attempts.examine::<_, M>(with_url(response), stamp, replayable)).await;
+                    match examined.replay.zip(copy) {
+                        Some((with, copy)) => {
+                            attempts.replay(with);
+                            copy
                         }
+                        None => return refused::<M>(attempts.refused(examined.parts, replayable), examined.response),
                     }
-                    return Err(error);
                 }
+                (_, result, _) => return result,
             };
-            let Some(stamp) = stamp_of(response.status(), response.extensions()) else {
-                #[cfg(feature = "transient")]
-                {
-                    let (subject, status) = (repeat(again.as_ref(), extensions), response.status());
-                    let wait = course.wait(rules, subject, &Ended::Answered(status, response.headers()));
-                    if let Some((wait, again)) = wait.zip(again) {
-                        drain_and_wait(reqwest::Body::from(response), rules.read_timeout, wait).await;
-                        request = again;
-                        continue;
-                    }
-                }
-                course.ended(true);
-                return Ok(response);
-            };
-            let refused = course.refused(stamp, again.is_some());
-            // Boxed, as it is large and rare.
-            let judging = Box::pin(judge::<_, M>(with_url(response), refused, Arc::clone(rules)));
-            let Judged { response, verdict: Verdict { replay, refusal } } = judging.await;
-            match replay.zip(again) {
-                Some((with, again)) => {
-                    course.replay(with);
-                    request = again;
-                }
-                None => {
-                    course.ended(false);
-                    if !M::HANDS_ON {
-                        return Err(Error::middleware(FalAuthError::from(refusal)));
-                    }
-                    let mut response = response.map(reqwest::Body::wrap);
-                    response.extensions_mut().insert(refusal);
-                    return Ok(response.into());
-                }
-            }
         }
     }
 }
 
-#[cfg(feature = "transient")]
-fn repeat<'a>(again: Option<&'a Request>, extensions: &'a Extensions) -> Option<Repeat<'a>> {
-    again.map(|request| Repeat { method: request.method(), path: request.url().path(), extensions })
+fn ended(result: &Result<Response, Error>) -> Ended<'_> {
+    match result {
+        Ok(response) => Ended::Answered {
+            status: response.status(),
+            headers: response.headers(),
+            extensions: response.extensions(),
+        },
+        Err(error) => Ended::Failed(error),
+    }
+}
+
+fn sent<'a>(request: &'a Request, extensions: &'a Extensions) -> Sent<'a> {
+    Sent { method: request.method(), path: request.url().path(), extensions }
+}
+
+fn refused<M: Mode>(refusal: Refusal, response: http::Response<PeekedBody<reqwest::Body>>) -> Result<Response, Error> {
+    if !M::RETURNS_RESPONSE {
+        return Err(Error::middleware(FalAuthError::from(refusal)));
+    }
+    let mut response = response.map(reqwest::Body::wrap);
+    response.extensions_mut().insert(refusal);
+    Ok(response.into())
 }
 
 impl<M> fmt::Debug for FalRetryMiddleware<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FalRetryMiddleware").field("rules", &self.rules).finish()
+        f.debug_struct("FalRetryMiddleware").field("policy", &self.policy).finish()
     }
 }

@@ -12,7 +12,7 @@ use pin_project::pin_project;
 use reqwest::{Client, ClientBuilder, ResponseBuilderExt as _, Url, redirect};
 use tower_service::Service;
 
-use crate::{auth::CrossedOrigin, error::BoxError};
+use crate::{auth::stamp::CrossedOrigin, error::BoxError};
 
 type ClientFuture = <Client as Service<reqwest::Request>>::Future;
 

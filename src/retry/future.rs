@@ -1,8 +1,7 @@
-#[cfg(feature = "transient")]
-use std::time::Duration;
 use std::{
     fmt,
     marker::PhantomData,
+    ops::ControlFlow,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -14,16 +13,13 @@ use pin_project::pin_project;
 use tower_service::Service;
 
 use super::{
-    Mode, Rules,
+    Mode,
+    attempt::{Ended, Sent},
+    attempts::{Attempts, Next},
     body::{Replay, ReplayBody},
-    course::{Course, Judged, judge, stamp_of},
     head::Head,
-    judge::Verdict,
-};
-#[cfg(feature = "transient")]
-use super::{
-    course::drain_and_wait,
-    transient::{Ended, Repeat},
+    mode::sealed,
+    policy::{Examined, Policy},
 };
 use crate::error::{BoxError, FalAuthError};
 
@@ -36,35 +32,33 @@ where
 {
     #[pin]
     state: State<S::Future, B, R>,
-    again: Again<S, B>,
+    call: Call<S, B>,
     mode: PhantomData<fn() -> M>,
 }
 
 /// Where a request stands.
 #[pin_project(project = StateProjection)]
 enum State<F, B, R: Body> {
-    /// It is on its way.
+    /// An attempt is under way.
     Sent {
         #[pin]
         response: F,
     },
-    /// It was refused, and what follows from that is being found out.
-    Judged { judging: Pin<Box<dyn Future<Output = Judged<R>> + Send>> },
-    /// It failed in passing, and waits before it is sent again.
-    #[cfg(feature = "transient")]
+    /// The attempt was refused, and the refusal is looked at.
+    Examining { examining: Pin<Box<dyn Future<Output = Examined<R>> + Send>> },
+    /// There was a transient failure, and the next attempt has to wait.
     BackingOff { waiting: Pin<Box<dyn Future<Output = ()> + Send>>, body: ReplayBody<B> },
-    /// It will be sent again as soon as the service is ready.
+    /// The next attempt begins as soon as the service is ready.
     Readying { body: ReplayBody<B> },
 }
 
 /// What it takes to send a request again.
-struct Again<S, B> {
+struct Call<S, B> {
     service: S,
     head: Head,
     body: Replay<B>,
-    rules: Arc<Rules>,
-    course: Course,
-    /// Whether the last attempt has its answer while there is none for the caller yet.
+    attempts: Attempts,
+    /// Whether the last attempt has its response, while there is none for the caller yet.
     answered: bool,
 }
 
@@ -74,21 +68,21 @@ where
     B: Body,
     R: Body,
 {
-    pub(super) fn new(service: &mut S, request: Request<B>, rules: Arc<Rules>) -> Self {
+    pub(super) fn new(service: &mut S, request: Request<B>, policy: Arc<Policy>) -> Self {
         let (head, body) = request.into_parts();
-        let (first, body) = ReplayBody::new(body, rules.max_body, &rules.memory);
+        let (first, body) = ReplayBody::new(body, policy.max_body, &policy.memory);
         let kept = Head::keep(&head);
+        // Nothing to prepare: the first attempt gets the current credential.
         let response = service.call(Request::from_parts(head, first));
-        let again = Again {
-            // The service that was made ready has been called; this one will be made ready before it is.
+        let call = Call {
+            // The service that was made ready has been called; this one is made ready before it is.
             service: service.clone(),
             head: kept,
             body,
-            course: Course::begin(&rules),
+            attempts: Attempts::new(policy),
             answered: false,
-            rules,
         };
-        Self { state: State::Sent { response }, again, mode: PhantomData }
+        Self { state: State::Sent { response }, call, mode: PhantomData }
     }
 }
 
@@ -104,90 +98,124 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let again = this.again;
         loop {
             let next = match this.state.as_mut().project() {
-                StateProjection::Sent { response } => {
-                    let response = match ready!(response.poll(cx)) {
-                        Ok(response) => response,
-                        Err(error) => {
-                            let error = FalAuthError::from_inner(error);
-                            // A refusal that comes as an error, from such a layer further in, is final.
-                            #[cfg(feature = "transient")]
-                            if matches!(error, FalAuthError::Transport(_))
-                                && let Some((wait, body)) = again.repeat(&Ended::Failed(&error))
-                            {
-                                this.state.set(State::BackingOff { waiting: Box::pin(tokio::time::sleep(wait)), body });
-                                continue;
-                            }
-                            again.body.give_up();
-                            return Poll::Ready(Err(error));
-                        }
-                    };
-                    let Some(stamp) = stamp_of(response.status(), response.extensions()) else {
-                        #[cfg(feature = "transient")]
-                        if let Some((wait, body)) =
-                            again.repeat(&Ended::Answered(response.status(), response.headers()))
-                        {
-                            let waiting = drain_and_wait(response.into_body(), again.rules.read_timeout, wait);
-                            this.state.set(State::BackingOff { waiting: Box::pin(waiting), body });
-                            continue;
-                        }
-                        again.body.keep_no_longer();
-                        again.course.ended(true);
-                        return Poll::Ready(Ok(M::not_refused(response)));
-                    };
-                    again.answered = true;
-                    let refused = again.course.refused(stamp, again.body.is_possible());
-                    if again.rules.judge.is_final(response.status()) {
-                        again.body.keep_no_longer();
-                    }
-                    let judging = judge::<R, M>(response, refused, Arc::clone(&again.rules));
-                    State::Judged { judging: Box::pin(judging) }
+                StateProjection::Sent { response } => this.call.ended::<R, M>(ready!(response.poll(cx))),
+                StateProjection::Examining { examining } => {
+                    this.call.examined::<R, M>(ready!(examining.as_mut().poll(cx)))
                 }
-                StateProjection::Judged { judging } => {
-                    let Judged { response, verdict: Verdict { replay, refusal } } = ready!(judging.as_mut().poll(cx));
-                    // Asked first, as this takes the upload away from the attempt that has it.
-                    match replay.and_then(|with| Some((with, again.body.start_over()?))) {
-                        Some((with, body)) => {
-                            again.course.replay(with);
-                            State::Readying { body }
-                        }
-                        None => {
-                            let is_as_it_was = again.rules.judge.is_final(refusal.status()) || again.body.is_possible();
-                            let refusal = if is_as_it_was { refusal } else { refusal.not_replayable() };
-                            again.answered = false;
-                            if M::HANDS_ON {
-                                again.body.keep_no_longer(); // the upload is the caller's to end, as the answer is
-                            } else {
-                                again.body.give_up();
-                            }
-                            again.course.ended(false);
-                            return Poll::Ready(M::refused(refusal, response));
-                        }
-                    }
-                }
-                #[cfg(feature = "transient")]
                 StateProjection::BackingOff { waiting, body } => {
                     ready!(waiting.as_mut().poll(cx));
-                    State::Readying { body: body.take() }
+                    ControlFlow::Continue(State::Readying { body: body.take() })
                 }
-                StateProjection::Readying { body } => {
-                    if let Err(error) = ready!(again.service.poll_ready(cx)) {
-                        again.body.give_up();
-                        return Poll::Ready(Err(FalAuthError::from_inner(error)));
+                StateProjection::Readying { body } => match ready!(this.call.service.poll_ready(cx)) {
+                    Ok(()) => ControlFlow::Continue(State::Sent { response: this.call.send(body.take()) }),
+                    Err(error) => {
+                        this.call.body.give_up();
+                        ControlFlow::Break(Err(FalAuthError::from_inner(error)))
                     }
-                    again.answered = false;
-                    let request = again.request(body.take());
-                    State::Sent { response: again.service.call(request) }
-                }
+                },
             };
-            this.state.set(next);
+            match next {
+                ControlFlow::Continue(state) => this.state.set(state),
+                ControlFlow::Break(output) => return Poll::Ready(output),
+            }
         }
     }
 }
 
-impl<S, B> Drop for Again<S, B> {
+/// The next state, or the end.
+type Turn<F, B, R, M> = ControlFlow<Result<Response<<M as sealed::Mode>::Body<R>>, FalAuthError>, State<F, B, R>>;
+
+impl<S, B> Call<S, B>
+where
+    S: Service<Request<ReplayBody<B>>>,
+{
+    fn send(&mut self, body: ReplayBody<B>) -> S::Future {
+        let mut request = self.head.request(body);
+        self.attempts.prepare(request.extensions_mut());
+        self.answered = false;
+        self.service.call(request)
+    }
+
+    /// An attempt has ended: does what follows.
+    fn ended<R, M>(&mut self, result: Result<Response<R>, S::Error>) -> Turn<S::Future, B, R, M>
+    where
+        S::Error: Into<BoxError>,
+        M: Mode,
+        R: Body + Send + 'static,
+        R::Error: Send,
+    {
+        let result = result.map_err(FalAuthError::from_inner);
+        let Self { head: Head { method, uri, extensions, .. }, body, .. } = self;
+        let sent = || body.is_possible().then(|| Sent { method, path: uri.path(), extensions });
+        let ended = match &result {
+            Ok(response) => Ended::Answered {
+                status: response.status(),
+                headers: response.headers(),
+                extensions: response.extensions(),
+            },
+            Err(error) => Ended::Failed(error),
+        };
+        match (self.attempts.ended(ended, sent), result) {
+            (Next::Examine(stamp), Ok(response)) => {
+                self.answered = true;
+                let replayable = self.body.is_possible();
+                if self.attempts.is_final(response.status()) {
+                    self.body.keep_no_longer();
+                }
+                let examining = self.attempts.examine::<R, M>(response, stamp, replayable);
+                ControlFlow::Continue(State::Examining { examining: Box::pin(examining) })
+            }
+            (Next::BackOff(wait), result) => match self.body.start_over() {
+                Some(body) => {
+                    let failure = result.ok().map(Response::into_body);
+                    let waiting = Arc::clone(self.attempts.policy()).back_off(failure, wait);
+                    ControlFlow::Continue(State::BackingOff { waiting: Box::pin(waiting), body })
+                }
+                None => self.finish::<R, M>(result),
+            },
+            (_, result) => self.finish::<R, M>(result),
+        }
+    }
+
+    /// A refusal was looked at: sends the request again, or refuses it.
+    fn examined<R, M>(&mut self, examined: Examined<R>) -> Turn<S::Future, B, R, M>
+    where
+        M: Mode,
+        R: Body,
+    {
+        let Examined { response, parts, replay } = examined;
+        // Asked first, as this takes the upload away from the attempt that has it.
+        if let Some((with, body)) = replay.and_then(|with| Some((with, self.body.start_over()?))) {
+            self.attempts.replay(with);
+            return ControlFlow::Continue(State::Readying { body });
+        }
+        let refusal = self.attempts.refused(parts, self.body.is_possible());
+        self.answered = false;
+        if M::RETURNS_RESPONSE {
+            self.body.keep_no_longer(); // the caller has the response, and ends the upload when it likes
+        } else {
+            self.body.give_up();
+        }
+        ControlFlow::Break(M::refused(refusal, response))
+    }
+
+    /// The attempt was the last one.
+    fn finish<R, M>(&mut self, result: Result<Response<R>, FalAuthError>) -> Turn<S::Future, B, R, M>
+    where
+        M: Mode,
+        R: Body,
+    {
+        match &result {
+            Ok(_) => self.body.keep_no_longer(),
+            Err(_) => self.body.give_up(),
+        }
+        ControlFlow::Break(result.map(M::not_refused))
+    }
+}
+
+impl<S, B> Drop for Call<S, B> {
     fn drop(&mut self) {
         // The caller has gone away while the next attempt was prepared. The last one needs no more of the body, and
         // hyper may hold it for as long as the connection lives.
@@ -197,29 +225,12 @@ impl<S, B> Drop for Again<S, B> {
     }
 }
 
-impl<S, B> Again<S, B> {
-    fn request(&self, body: ReplayBody<B>) -> Request<ReplayBody<B>> {
-        let mut request = self.head.request(body);
-        self.course.write_to(request.extensions_mut());
-        request
-    }
-
-    /// How long to wait before the request is sent again after a failure in passing, and the body for that.
-    #[cfg(feature = "transient")]
-    fn repeat(&mut self, ended: &Ended<'_>) -> Option<(Duration, ReplayBody<B>)> {
-        let Head { method, uri, extensions, .. } = &self.head;
-        let repeat = Repeat { method, path: uri.path(), extensions };
-        let wait = self.course.wait(&self.rules, self.body.is_possible().then_some(repeat), ended)?;
-        Some((wait, self.body.start_over()?))
-    }
-}
-
 impl<S, B, R, M> fmt::Debug for ResponseFuture<S, B, R, M>
 where
     S: Service<Request<ReplayBody<B>>>,
     R: Body,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").field("course", &self.again.course).finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").field("attempts", &self.call.attempts).finish_non_exhaustive()
     }
 }

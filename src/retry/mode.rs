@@ -30,8 +30,8 @@ pub(super) mod sealed {
         /// The body of a response, where `R` is that of the inner service's.
         type Body<R: Body>;
 
-        /// Whether the refused response itself may be wanted in the end.
-        const HANDS_ON: bool;
+        /// Whether a final refusal is returned as the response it came in.
+        const RETURNS_RESPONSE: bool;
 
         fn not_refused<R: Body>(response: Response<R>) -> Response<Self::Body<R>>;
 
@@ -44,7 +44,7 @@ pub(super) mod sealed {
 
 impl sealed::Mode for Typed {
     type Body<R: Body> = R;
-    const HANDS_ON: bool = false;
+    const RETURNS_RESPONSE: bool = false;
 
     fn not_refused<R: Body>(response: Response<R>) -> Response<R> {
         response
@@ -57,7 +57,7 @@ impl sealed::Mode for Typed {
 
 impl sealed::Mode for Passthrough {
     type Body<R: Body> = PeekedBody<R>;
-    const HANDS_ON: bool = true;
+    const RETURNS_RESPONSE: bool = true;
 
     fn not_refused<R: Body>(response: Response<R>) -> Response<PeekedBody<R>> {
         response.map(PeekedBody::whole)

@@ -5,11 +5,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{Extensions, HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use tokio::time::Instant;
 use tower::retry::budget::{Budget as _, TpsBudget};
 
-use super::retry_after::retry_after;
+use super::{
+    attempt::{Ended, Sent},
+    retry_after::retry_after,
+};
 use crate::{error::causes, events};
 
 const DEFAULT_ATTEMPTS: u32 = 4;
@@ -167,83 +170,50 @@ fn clients_word(error: &(dyn Error + 'static)) -> Option<bool> {
     None
 }
 
-/// How far one request has come.
-#[derive(Debug)]
-pub(crate) struct Attempts {
+/// How far the retries of one request have come.
+pub(crate) struct Progress {
     made: u32,
     began: Instant,
 }
 
-/// What says whether a request may be repeated.
-#[derive(Clone, Copy)]
-pub(crate) struct Repeat<'a> {
-    pub(crate) method: &'a Method,
-    pub(crate) path: &'a str,
-    pub(crate) extensions: &'a Extensions,
-}
-
-/// How an attempt ended.
-pub(crate) enum Ended<'a> {
-    Answered(StatusCode, &'a HeaderMap),
-    Failed(&'a (dyn Error + 'static)),
-}
-
-impl Attempts {
+impl Progress {
     pub(crate) fn first() -> Self {
         Self { made: 1, began: Instant::now() }
     }
 }
 
 impl Transient {
-    /// How long to wait before the request is sent again; `None` when it is not.
-    pub(crate) fn wait(&self, request: Repeat<'_>, attempts: &mut Attempts, ended: &Ended<'_>) -> Option<Duration> {
-        if !self.is_transient(ended) {
-            if matches!(ended, Ended::Answered(..)) {
-                self.budget.deposit();
-            }
+    /// How long to wait before the request is sent again; `None` if it is not. Takes from the budget.
+    pub(crate) fn plan_retry(&self, sent: Sent<'_>, progress: &mut Progress, ended: Ended<'_>) -> Option<Duration> {
+        if !is_transient(ended) {
+            self.budget.deposit();
             return None;
         }
-        if !self.may_repeat(request, ended) || attempts.made >= self.attempts {
+        if !self.may_repeat(sent, ended) || progress.made >= self.attempts {
             return None;
         }
-        let wait = self.delay(attempts.made, ended);
-        if attempts.began.elapsed().saturating_add(wait) > self.deadline {
+        let wait = self.delay(progress.made, ended);
+        if progress.began.elapsed().saturating_add(wait) > self.deadline {
             return None;
         }
         if !self.budget.withdraw() {
             events::retry_budget_exhausted();
             return None;
         }
-        attempts.made += 1;
-        events::retried(attempts.made, wait);
+        progress.made += 1;
+        events::retried(progress.made, wait);
         Some(wait)
     }
 
-    fn is_transient(&self, ended: &Ended<'_>) -> bool {
-        let Ended::Answered(status, headers) = ended else { return true };
-        let says = |name: &str, word: &str| {
-            headers.get(name).is_some_and(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
-        };
-        let transient = matches!(
-            *status,
-            StatusCode::TOO_MANY_REQUESTS
-                | StatusCode::BAD_GATEWAY
-                | StatusCode::SERVICE_UNAVAILABLE
-                | StatusCode::GATEWAY_TIMEOUT
-        );
-        let callers_own = *status == StatusCode::GATEWAY_TIMEOUT && says("x-fal-request-timeout-type", "user");
-        transient && !callers_own && !says("x-fal-retryable", "false")
-    }
-
-    fn may_repeat(&self, request: Repeat<'_>, ended: &Ended<'_>) -> bool {
+    fn may_repeat(&self, sent: Sent<'_>, ended: Ended<'_>) -> bool {
         let certainly_not_sent = match ended {
-            Ended::Answered(..) => false,
-            Ended::Failed(error) => self.was_not_sent(*error),
+            Ended::Answered { .. } => false,
+            Ended::Failed(error) => self.was_not_sent(error),
         };
         certainly_not_sent
-            || matches!(*request.method, Method::GET | Method::HEAD)
-            || is_cancel(request.method, request.path)
-            || request.extensions.get::<Repeatable>().is_some()
+            || matches!(*sent.method, Method::GET | Method::HEAD)
+            || is_cancel(sent.method, sent.path)
+            || sent.extensions.get::<Repeatable>().is_some()
     }
 
     fn was_not_sent(&self, error: &(dyn Error + 'static)) -> bool {
@@ -259,8 +229,8 @@ impl Transient {
         false
     }
 
-    fn delay(&self, made: u32, ended: &Ended<'_>) -> Duration {
-        if let Ended::Answered(_, headers) = ended
+    fn delay(&self, made: u32, ended: Ended<'_>) -> Duration {
+        if let Ended::Answered { headers, .. } = ended
             && let Some(asked) = retry_after(headers, SystemTime::now())
         {
             return asked.min(self.longest_delay);
@@ -268,6 +238,24 @@ impl Transient {
         let limit = self.first_delay.saturating_mul(2_u32.saturating_pow(made - 1)).min(self.longest_delay);
         limit.mul_f64(fastrand::f64()) // "full jitter": anywhere up to the limit
     }
+}
+
+/// Whether the same request may well succeed a little later. An error of the service may; it is `may_repeat` that asks
+/// whether the request was sent.
+fn is_transient(ended: Ended<'_>) -> bool {
+    let Ended::Answered { status, headers, .. } = ended else { return true };
+    let says = |name: &str, word: &str| {
+        headers.get(name).is_some_and(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
+    };
+    let transient = matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    );
+    let callers_own = status == StatusCode::GATEWAY_TIMEOUT && says("x-fal-request-timeout-type", "user");
+    transient && !callers_own && !says("x-fal-retryable", "false")
 }
 
 /// `PUT /{owner}/{app}/requests/{id}/cancel`: cancelling twice is cancelling.
