@@ -11,7 +11,7 @@
 //! 3. A `401` or `403` to such a request leaves with a [`Stamp`] in its extensions, which says what it was sent with.
 //!
 //! The layer adds no error, no box, no lock and no allocation of its own to a request. (A header map that is full
-//! grows to take the header, and the first request on a thread allocates that thread's place in `arc-swap`.)
+//! grows to take the header, and the first request on a thread makes `arc-swap` allocate its state for that thread.)
 //!
 //! # Example
 //! ```
@@ -251,17 +251,17 @@ impl<S> FalAuth<S> {
 }
 
 impl<S, P> FalAuth<S, P> {
-    /// A reference to the service inside.
+    /// A reference to the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// A mutable reference to the service inside.
+    /// A mutable reference to the inner service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The service inside, on its own.
+    /// The inner service, without this one.
     pub fn into_inner(self) -> S {
         self.inner
     }

@@ -109,7 +109,7 @@ where
 }
 
 impl<B: Send + 'static> FalClient<B> {
-    /// Any service that has [`layer`](crate::layer) in it already, with whatever is around that: a time-out, a buffer. A
+    /// Any service that has [`layer`](crate::layer) in it already, with whatever is around that: a timeout, a buffer. A
     /// [`FalAuthError`] in its errors is found and passed on; any other is [`Transport`](FalAuthError::Transport).
     pub fn over<S, R>(service: S) -> Self
     where

@@ -89,15 +89,15 @@
 //! `http::Request` that is made a `reqwest::Request` are not seen by any middleware; where every request must bring its
 //! own, [`FalLayer::per_request`](crate::FalLayer::per_request) has such a one go out without a header.
 //!
-//! # What is sent again
-//! A request whose body is in memory; cloning it copies no body. One that streams is sent once, and
+//! # Replays
+//! A request is sent again if its body is in memory; cloning it copies no body. A request whose body streams is sent once, and
 //! [`Refusal::is_replayable`](crate::error::Refusal::is_replayable) says so. As nothing is copied,
 //! [`max_body`](crate::FalRetryLayer::max_body) and [`replay_memory`](crate::FalRetryLayer::replay_memory) have no say here.
 //!
-//! # Time-outs, and what is no refusal
-//! reqwest's time-out is that of one attempt: the wait for a newer credential, up to
-//! [`reload_wait`](crate::FalRetryLayer::reload_wait), comes on top, and what is sent again has all of it anew. Any status but
-//! a refusal's is a response, as ever: `error_for_status` is yours to call.
+//! # Timeouts, and other statuses
+//! reqwest's timeout is that of one attempt: the wait for a newer credential, up to
+//! [`reload_wait`](crate::FalRetryLayer::reload_wait), comes on top, and a replay has the whole timeout again. Any status
+//! but 401 and 403 is a response, as reqwest has it: call `error_for_status` if you want an error.
 //!
 //! The default headers of reqwest's client are not seen: ours goes before an `authorization` among them, with
 //! [`keep_existing`](crate::FalAuthLayer::keep_existing) as well.

@@ -10,18 +10,18 @@
 //! 3. **403**, or a 401 that is the *application's*: a typed error at once. Another key would not help, and the
 //!    application would run, and bill, twice.
 //! 4. **401**, and the store's credential is newer by now: the request is sent again with that.
-//! 5. **401**, and the store's credential is the refused one, but younger than the
-//!    [`overlap`](FalRetryLayer::overlap): fal may not know it yet. The request is sent again with the one before it;
-//!    if that is refused as well, it goes on with 6.
+//! 5. **401**, and the store's credential is the refused one, but it became current less than
+//!    [`overlap`](FalRetryLayer::overlap) ago, so fal may not accept it yet: the request is sent again with the previous
+//!    credential. If that is refused as well, step 6 follows.
 //! 6. **401** otherwise: the store reloads, once for everyone, and the request waits up to 2 s for a newer credential.
 //!    When one comes, it is sent again; when none does, that is a typed error, with the reload's own error inside.
 //!
-//! A key that stays revoked does not have the source asked for each request: while requests keep coming, after 0, 1, 3,
-//! 7, 15 and 31 s and then once a minute, each up to a fifth sooner or later, and once more 200 ms before the first wait
-//! is over. Once a wait was in vain, requests are told at once, for a minute.
+//! While a key stays revoked, reloads back off: at 0, 1, 3, 7, 15 and 31 s and then once a minute (each ±20 %), plus
+//! once 200 ms before the first waiting request gives up. After one request has waited in full without a newer key, the
+//! next ones fail immediately for a minute.
 //!
-//! A request is sent again at most once with a newer credential and at most once with the one before, and only if
-//! its body can be: see [`ReplayBody`].
+//! A request is sent again at most once with a newer credential and at most once with the previous one, and only if its
+//! body can be sent again: see [`ReplayBody`].
 //!
 //! # Example
 //! ```
@@ -105,11 +105,14 @@ pub use self::{
     mode::{Mode, Passthrough, Typed},
 };
 
-/// Layer that applies [`FalRetry`]. It needs Tokio's timer once a 401 or 403 has come, and panics without one. See the
-/// [module docs](self) for an example and for the order: around [`FalAuthLayer`](crate::FalAuthLayer), which
-/// [`layer`](crate::layer) sees to.
+/// Layer that applies [`FalRetry`]. See the [module docs](self) for an example and for the order: around
+/// [`FalAuthLayer`](crate::FalAuthLayer), as [`layer`](crate::layer) puts it.
 ///
-/// All services that come from one layer and its clones share the memory for replays and the places to wait.
+/// All services that come from one layer and its clones share the memory for replays and the limit of waiting requests.
+///
+/// # Panics
+/// The service's future panics outside of a Tokio runtime with a timer, once a 401 or 403 has come or a transient
+/// failure is retried.
 #[must_use]
 pub struct FalRetryLayer<M = Typed> {
     policy: Policy,
@@ -140,14 +143,14 @@ impl FalRetryLayer {
 }
 
 impl<M> FalRetryLayer<M> {
-    /// How much of a request's body is kept so that it can be sent again, its trailers included, in bytes. Default:
-    /// 256 KiB. A longer body is sent once, as a stream.
+    /// How many bytes of a request's body are kept so that it can be sent again, its trailers included. Default: 256 KiB.
+    /// A longer body is sent once, as a stream.
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.policy.max_body = bytes;
         self
     }
 
-    /// How much all bodies together may take up, in bytes. Default: 64 MiB. Past it a request is sent once.
+    /// How many bytes all kept bodies together may take up. Default: 64 MiB. Beyond it, a request is sent once.
     pub fn replay_memory(mut self, bytes: usize) -> Self {
         self.policy.memory = Arc::new(ReplayMemory::new(bytes));
         self
@@ -170,42 +173,40 @@ impl<M> FalRetryLayer<M> {
         self
     }
 
-    /// How many refused requests may wait at once. Default: 1,024. The others get their error at once.
+    /// How many refused requests may wait for a newer credential at once. Default: 1,024. Others get their error
+    /// immediately.
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.policy.set_max_waiting(requests);
         self
     }
 
-    /// How long the body of a refusal may take to arrive. Default: 1 s; what has come by then is what is looked at.
+    /// How long the body of a refusal may take to arrive. Default: 1 s. Then the refusal is classified by what has come.
     pub fn read_timeout(mut self, limit: Duration) -> Self {
         self.policy.read_timeout = limit;
         self
     }
 
-    /// Lets a 403 reload the store too, at most once a minute, and have the request sent again if that brings another
-    /// credential. Not for a locked account, and not for the application's own 403. Default: no, since another key
-    /// seldom cures a 403.
+    /// Lets a 403 reload the store too, at most once a minute. The request is sent again if that brings another
+    /// credential. A locked account and the application's own 403 are left out. Default: off, since another key seldom
+    /// cures a 403.
     pub fn reload_on_forbidden(mut self) -> Self {
         self.policy.reload_on_forbidden = true;
         self
     }
 
-    /// Sends requests again that failed in passing and may be repeated: see [`Transient`]. Default: no.
+    /// Retries transient failures of requests that may be repeated: see [`Transient`]. Default: off.
     #[cfg(feature = "transient")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "transient")))]
     pub fn transient(mut self, transient: Transient) -> Self {
         self.policy.transient = Some(transient);
         self
     }
 
     /// How many bytes of request bodies are kept at this moment.
-    #[must_use]
     pub fn replay_memory_used(&self) -> usize {
         self.policy.memory.used()
     }
 
-    /// How many bodies were not kept because the [`replay_memory`](Self::replay_memory) was used up.
-    #[must_use]
+    /// How many bodies were not kept because the [`replay_memory`](Self::replay_memory) was full.
     pub fn replay_memory_refused(&self) -> u64 {
         self.policy.memory.refused()
     }
@@ -286,17 +287,17 @@ impl<S> FalRetry<S> {
 }
 
 impl<S, M> FalRetry<S, M> {
-    /// A reference to the service inside.
+    /// A reference to the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// A mutable reference to the service inside.
+    /// A mutable reference to the inner service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The service inside, on its own.
+    /// The inner service, without this one.
     pub fn into_inner(self) -> S {
         self.inner
     }

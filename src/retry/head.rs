@@ -1,12 +1,12 @@
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request::Parts};
 
-/// To count the references to a value that is longer than this, in bytes, costs less than to copy it.
+/// Values longer than this (bytes) are cheaper to share than to copy.
 const LONGEST_COPY: usize = 512;
 
 /// The head of a request, kept for another attempt.
 ///
-/// Hardly any request is sent again, so this is made to be dropped. A clone of a [`HeaderMap`] counts the references to
+/// Hardly any request is sent again, so this is cheap to make and to drop. A clone of a [`HeaderMap`] counts the references to
 /// each value, and often has to allocate the counter; here the headers are copied into one buffer, and only another
 /// attempt makes a map of them.
 pub(crate) struct Head {

@@ -20,7 +20,7 @@ const DEFAULT_FIRST_DELAY: Duration = Duration::from_millis(250);
 const DEFAULT_LONGEST_DELAY: Duration = Duration::from_secs(10);
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Retries of what fails in passing, for requests that may be repeated.
+/// Retries of transient failures, for requests that may be repeated.
 ///
 /// | what happened | `GET`, `HEAD`, the queue's `PUT …/cancel` | anything else, `POST` above all |
 /// |---|---|---|
@@ -28,7 +28,7 @@ const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
 /// | the request was [certainly not sent](Self::not_sent) | sent again | sent again |
 /// | the service failed otherwise | sent again | not, unless the request is [`Repeatable`] |
 ///
-/// Never after a 504 with `X-Fal-Request-Timeout-Type: user`, as that was the caller's own time-out, nor with
+/// Never after a 504 with `X-Fal-Request-Timeout-Type: user`, as that was the caller's own timeout, nor with
 /// `X-Fal-Retryable: false`.
 ///
 /// **Why `POST` is left alone:** fal documents no idempotency key, so a `POST` that is sent twice may run, and bill,
@@ -103,8 +103,7 @@ impl Transient {
     /// Which errors of the service inside say that the request was certainly not sent. It is called with the error and
     /// then with each of its causes. Default: [`connection_failed`]. What it does not know counts as sent.
     ///
-    /// It is asked of whatever the layers inside bring: one that reports "connection refused" of something else, after
-    /// the answer, would be believed.
+    /// It sees errors of every layer inside. A layer that reports "connection refused" about something else is believed.
     pub fn not_sent(mut self, not_sent: fn(&(dyn Error + 'static)) -> bool) -> Self {
         self.not_sent = not_sent;
         self

@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use pin_project::pin_project;
 
-use super::replay::into_bytes;
+use super::into_bytes;
 
 /// How much of a refusal's body is looked at, in bytes.
 pub(crate) const MAX_PEEK: usize = 16 * 1024;
@@ -168,76 +168,10 @@ mod tests {
     use http_body_util::{Empty, Full};
     use proptest::{collection::vec, prelude::*};
 
-    use super::*;
-
-    /// A body that does as it is told.
-    #[derive(Clone, Debug)]
-    struct Script {
-        steps: VecDeque<Step>,
-        states_length: bool,
-        knows_its_end: bool,
-        endless: bool,
-        /// Whoever has the other end sees when the body is dropped.
-        alive: Arc<()>,
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Data(Vec<u8>),
-        Trailers,
-        Error,
-        /// Nothing more, now or later.
-        Stall,
-    }
-
-    impl Script {
-        fn new(steps: impl IntoIterator<Item = Step>) -> Self {
-            Self {
-                steps: steps.into_iter().collect(),
-                states_length: false,
-                knows_its_end: false,
-                endless: false,
-                alive: Arc::default(),
-            }
-        }
-
-        fn length(&self) -> u64 {
-            self.steps.iter().map(|step| if let Step::Data(data) = step { data.len() as u64 } else { 0 }).sum()
-        }
-    }
-
-    impl Body for Script {
-        type Data = Bytes;
-        type Error = &'static str;
-
-        fn poll_frame(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
-            if matches!(self.steps.front(), Some(Step::Stall)) {
-                return Poll::Pending;
-            }
-            let step = self.steps.pop_front();
-            if self.endless {
-                self.steps.extend(step.clone());
-            }
-            Poll::Ready(step.map(|step| match step {
-                Step::Data(data) => Ok(Frame::data(data.into())),
-                Step::Trailers => {
-                    Ok(Frame::trailers(HeaderMap::from_iter([("x-checksum".parse().unwrap(), 1.into())])))
-                }
-                Step::Error | Step::Stall => Err("as told"),
-            }))
-        }
-
-        fn is_end_stream(&self) -> bool {
-            self.knows_its_end && self.steps.is_empty()
-        }
-
-        fn size_hint(&self) -> SizeHint {
-            if self.states_length { SizeHint::with_exact(self.length()) } else { SizeHint::default() }
-        }
-    }
+    use super::{
+        super::script::{Script, Size, Step},
+        *,
+    };
 
     /// What a caller gets: the pieces put together, trailers, and how it ends.
     #[derive(Debug, PartialEq)]
@@ -286,12 +220,12 @@ mod tests {
         #[test]
         fn what_was_looked_at_is_handed_on_whole(
             pieces in vec(prop_oneof![Just(0), 1..100_usize, Just(MAX_PEEK - 1), Just(MAX_PEEK), Just(MAX_PEEK + 1)], 0..5),
-            last in prop_oneof![4 => Just(None), 1 => Just(Some(Step::Trailers)), 1 => Just(Some(Step::Error))],
-            states_length in any::<bool>(),
+            last in prop_oneof![4 => Just(None), 1 => Just(Some(Step::Trailers(1))), 1 => Just(Some(Step::Error))],
+            size in prop_oneof![Just(Size::Exact), Just(Size::Unknown)],
             knows_its_end in any::<bool>(),
         ) {
             let data = pieces.iter().enumerate().map(|(number, &length)| Step::Data(vec![number as u8; length]));
-            let script = Script { states_length, knows_its_end, ..Script::new(data.chain(last)) };
+            let script = Script { size, knows_its_end, ..Script::new(data.chain(last)) };
             let plain = Got::all_of(script.clone());
 
             let peeked = block_on(read(script.clone()));
@@ -317,7 +251,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn frames_without_end_are_not_read_without_end() {
-        for step in [Step::Data(Vec::new()), Step::Trailers, Step::Data(vec![b'x'])] {
+        for step in [Step::Data(Vec::new()), Step::Trailers(1), Step::Data(vec![b'x'])] {
             let peeked = read(Script { endless: true, ..Script::new([step]) }).await;
             assert_eq!(peeked.read.len(), MAX_PEEK);
         }

@@ -1,5 +1,4 @@
 use std::{
-    error::Error,
     fmt,
     pin::Pin,
     sync::{
@@ -9,10 +8,11 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
+use super::into_bytes;
 use crate::{error::BoxError, events};
 
 /// A request body that can be sent again.
@@ -49,13 +49,13 @@ struct Upload<B> {
     /// What has not been read yet. `None` when it has ended or broke off.
     rest: Option<B>,
     ended: bool,
-    /// The size of the whole, as the body itself told it.
+    /// The size of the whole, as the body itself stated it.
     hint: SizeHint,
     kept: Kept,
     /// Whether this attempt has begun, and how many bytes it has got.
     begun: bool,
     sent: u64,
-    /// Whoever waits for more of the body; to be told that it will not come.
+    /// The task that waits for more of the body. It is woken when there will be no more.
     waiting: Option<Waker>,
 }
 
@@ -185,12 +185,12 @@ impl<B> Replay<B> {
         }
     }
 
-    /// Whether nobody else has the upload: what is kept of it goes with this hold.
+    /// Whether no attempt has the upload any more, so that dropping this frees what is kept of it.
     fn attempt_is_gone(&self) -> bool {
         self.upload.as_ref().is_none_or(|slot| Arc::strong_count(slot) == 1)
     }
 
-    /// The request has failed: the upload ends with an error, and the body is dropped, now.
+    /// The request has failed: the upload ends with an error, and the body is dropped immediately.
     pub(crate) fn give_up(&self) {
         let upload = self.upload.as_ref().and_then(|slot| lock(slot).take());
         if let Some(mut upload) = upload {
@@ -262,7 +262,7 @@ where
             }
             Err(frame) => {
                 let Ok(trailers) = frame.into_trailers() else { return Poll::Ready(Some(Err(BrokenOff.into()))) };
-                // They are the last there is; whatever follows would come before them the next time.
+                // Trailers are the last frame. A frame after them would come before them on the replay.
                 (self.rest, self.ended) = (None, true);
                 self.kept.keep_trailers(&trailers);
                 Frame::trailers(trailers)
@@ -272,8 +272,8 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        // Not before it has begun: if the second attempt had ended by then, it would be framed as no body at all, where
-        // the first was an empty one.
+        // Only once polling has begun. Otherwise a body that turned out empty would be framed as "no body" on the replay
+        // and as a chunked empty body on the first attempt.
         self.begun && self.kept.is_given() && (self.ended || self.rest.as_ref().is_some_and(Body::is_end_stream))
     }
 
@@ -454,35 +454,16 @@ impl Drop for Reservation {
 }
 
 /// Another attempt has taken the upload over, or the request was given up.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("the upload was given up: the request was answered before the upload had ended")]
 struct Superseded;
 
-impl fmt::Display for Superseded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the upload was given up: the request was answered before its end")
-    }
-}
-
-impl Error for Superseded {}
-
 /// The body has failed before, and is polled again.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("the request body ended with an error before it was complete")]
 struct BrokenOff;
 
-impl fmt::Display for BrokenOff {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the request body broke off")
-    }
-}
-
-impl Error for BrokenOff {}
-
-/// Without a copy if it is `Bytes` already.
-pub(crate) fn into_bytes(mut data: impl Buf) -> Bytes {
-    data.copy_to_bytes(data.remaining())
-}
-
-/// What trailers take up in memory, as HTTP/2 reckons it: 32 bytes for each, beside its name and its value.
+/// What trailers take up in memory, as HTTP/2 counts it: 32 bytes for each, plus its name and its value.
 fn weight(trailers: &HeaderMap) -> usize {
     trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
 }

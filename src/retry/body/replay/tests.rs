@@ -8,94 +8,10 @@ use http_body_util::{BodyExt as _, Empty, Full};
 use proptest::{collection::vec, prelude::*};
 use tokio_test::{assert_pending, assert_ready, task};
 
-use super::*;
-
-/// A body that does as it is told.
-#[derive(Clone, Debug)]
-struct Script {
-    steps: VecDeque<Step>,
-    size: Size,
-    knows_its_end: bool,
-    /// Whoever has the other end sees when the body is dropped.
-    _alive: Arc<()>,
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Data(Vec<u8>),
-    Trailers(u16),
-    Pending,
-    Error,
-    Panic,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Size {
-    Exact,
-    AtLeastHalf,
-    BetweenHalfAndDouble,
-    Unknown,
-    /// Unknown as long as anything is left, as with a body that is generated.
-    KnownAtItsEnd,
-}
-
-impl Script {
-    fn new(steps: impl IntoIterator<Item = Step>) -> Self {
-        Self { steps: steps.into_iter().collect(), size: Size::Unknown, knows_its_end: false, _alive: Arc::default() }
-    }
-
-    fn of(pieces: impl IntoIterator<Item = &'static str>) -> Self {
-        Self::new(pieces.into_iter().map(|piece| Step::Data(piece.into())))
-    }
-
-    /// Pieces, and then nothing more for good.
-    fn stuck_after(pieces: impl IntoIterator<Item = &'static str>) -> Self {
-        let mut script = Self::of(pieces);
-        script.steps.extend(std::iter::repeat_n(Step::Pending, 100));
-        script
-    }
-}
-
-impl Body for Script {
-    type Data = Bytes;
-    type Error = &'static str;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
-        Poll::Ready(match self.steps.pop_front() {
-            Some(Step::Data(data)) => Some(Ok(Frame::data(data.into()))),
-            Some(Step::Trailers(number)) => Some(Ok(Frame::trailers(trailers(number)))),
-            Some(Step::Error) => Some(Err("as told")),
-            Some(Step::Panic) => panic!("as told"),
-            Some(Step::Pending) => return Poll::Pending,
-            None => None,
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.knows_its_end && self.steps.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let length = |step: &Step| if let Step::Data(data) = step { data.len() as u64 } else { 0 };
-        let left = self.steps.iter().map(length).sum();
-        let mut hint = SizeHint::new();
-        match self.size {
-            Size::Exact => hint.set_exact(left),
-            Size::AtLeastHalf => hint.set_lower(left / 2),
-            Size::BetweenHalfAndDouble => {
-                hint.set_lower(left / 2);
-                hint.set_upper(left * 2);
-            }
-            Size::KnownAtItsEnd if self.steps.is_empty() => hint.set_exact(0),
-            Size::KnownAtItsEnd | Size::Unknown => {}
-        }
-        hint
-    }
-}
-
-fn trailers(number: u16) -> HeaderMap {
-    HeaderMap::from_iter([("x-checksum".parse().unwrap(), number.into())])
-}
+use super::{
+    super::script::{Script, Size, Step, trailers},
+    *,
+};
 
 fn memory() -> Arc<ReplayMemory> {
     Arc::new(ReplayMemory::new(usize::MAX))
@@ -366,7 +282,7 @@ impl Body for Received {
 #[test]
 fn giving_up_drops_the_body_and_what_is_kept_while_the_attempt_is_still_held() {
     let script = Script::of(["a", "b", "c"]);
-    let alive = Arc::downgrade(&script._alive);
+    let alive = Arc::downgrade(&script.alive);
     let memory = memory();
     let (mut first, replay) = ReplayBody::new(script, u64::MAX, &memory);
     Seen::before(&first).read(&mut first, 2);
@@ -389,7 +305,7 @@ fn what_is_kept_no_longer_is_not_sent_again_whether_or_not_the_attempt_is_still_
 #[test]
 fn an_attempt_that_is_over_holds_neither_the_body_nor_what_is_kept() {
     let script = Script::of(["a", "b", "c"]);
-    let alive = Arc::downgrade(&script._alive);
+    let alive = Arc::downgrade(&script.alive);
     let memory = memory();
     let (mut first, mut replay) = ReplayBody::new(script, u64::MAX, &memory);
     Seen::before(&first).read(&mut first, 2);
@@ -458,7 +374,7 @@ fn a_body_that_failed_cannot_be_sent_again_and_never_ends() {
     let steps = [Step::Data(b"a".into()), Step::Error, Step::Data(b"b".into())];
     let (mut body, mut replay) = ReplayBody::new(Script::new(steps), u64::MAX, &memory);
     assert_ready!(poll(&mut body)).unwrap().unwrap();
-    assert_eq!(assert_ready!(poll(&mut body)).unwrap().unwrap_err().to_string(), "as told");
+    assert_eq!(assert_ready!(poll(&mut body)).unwrap().unwrap_err().to_string(), "as scripted");
     assert!(!replay.is_possible() && replay.start_over().is_none());
     assert_eq!(memory.used(), 0);
     for _ in 0..2 {
@@ -471,7 +387,7 @@ fn a_body_that_failed_cannot_be_sent_again_and_never_ends() {
 fn a_body_that_panicked_cannot_be_sent_again_and_never_ends() {
     let steps = [Step::Data(b"a".into()), Step::Panic, Step::Data(b"c".into())];
     let script = Script::new(steps);
-    let alive = Arc::downgrade(&script._alive);
+    let alive = Arc::downgrade(&script.alive);
     let memory = memory();
     let (mut body, mut replay) = ReplayBody::new(script, u64::MAX, &memory);
     assert_ready!(poll(&mut body)).unwrap().unwrap();
