@@ -45,18 +45,20 @@
 //! # }
 //! ```
 
-use std::{error::Error, io};
+use std::error::Error;
 
 use axum_core::{
     body::Body,
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
-use http_body_util::LengthLimitError;
 use serde_json::json;
 
 use crate::{
-    error::{FalAuthError, Reason, Refusal, causes},
+    error::{
+        FalAuthError, Reason, Refusal,
+        foreign::{causes, is_timeout, is_too_long},
+    },
     events,
 };
 
@@ -95,23 +97,13 @@ fn status_of(reason: Reason) -> StatusCode {
 }
 
 fn status_without_answer(error: &(dyn Error + 'static)) -> (StatusCode, &'static str) {
-    if causes(error).any(|cause| cause.is::<LengthLimitError>()) {
+    if causes(error).any(is_too_long) {
         (StatusCode::PAYLOAD_TOO_LARGE, "body_too_long")
-    } else if causes(error).any(is_time_out) {
+    } else if causes(error).any(is_timeout) {
         (StatusCode::GATEWAY_TIMEOUT, "timeout")
     } else {
         (StatusCode::BAD_GATEWAY, "transport")
     }
-}
-
-fn is_time_out(error: &(dyn Error + 'static)) -> bool {
-    #[cfg(feature = "reqwest")]
-    if error.downcast_ref::<reqwest::Error>().is_some_and(|error| error.is_timeout()) {
-        return true;
-    }
-    error.is::<tower::timeout::error::Elapsed>()
-        || error.is::<tokio::time::error::Elapsed>()
-        || error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 fn problem(status: StatusCode, reason: &'static str) -> Body {
@@ -124,6 +116,8 @@ fn problem(status: StatusCode, reason: &'static str) -> Body {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use bytes::Bytes;
     use http::HeaderMap;
     use http_body_util::BodyExt as _;

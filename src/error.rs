@@ -1,59 +1,27 @@
 //! What can go wrong, as values that say what to do next.
 
-use std::{error::Error, io};
+use std::error::Error;
 
 mod classify;
 mod fal_auth;
+pub(crate) mod foreign;
 mod reason;
 mod refusal;
+mod reload;
 mod source;
 
 pub(crate) use self::refusal::{RefusalParts, Replayed};
 pub use self::{
     classify::{Classification, classify},
+    fal_auth::FalAuthError,
     reason::{LockReason, Reason},
+    refusal::Refusal,
+    reload::ReloadError,
     source::{SourceError, SourceErrorKind},
 };
-pub use self::{fal_auth::FalAuthError, refusal::Refusal};
 
 /// A boxed error of any kind, as everywhere in Tower.
 pub type BoxError = Box<dyn Error + Send + Sync>;
-
-/// Why a reload failed. The last good credential is still there.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReloadError {
-    /// The source failed.
-    #[error("the fal credential could not be reloaded")]
-    Failed(#[source] SourceError),
-    /// The source has not answered yet; the load goes on.
-    #[error("the source of the fal credential has not answered yet")]
-    Pending,
-    /// The runtime on which the store was built has ended. Build a store on a runtime that lives.
-    #[error("the runtime that reloads the fal credential has ended: build the store on one that lives as long")]
-    DriverGone,
-    /// The store was made by [`fixed`](crate::CredentialStore::fixed) or [`from_env`](crate::CredentialStore::from_env).
-    #[error("this store never reloads: use `CredentialStore::builder` with a source, or `replace`")]
-    NeverReloads,
-}
-
-/// An error and its causes, from the outside in.
-pub(crate) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    fn cause<'a>(error: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-        let error: &'a (dyn Error + 'static) = *error;
-        // Its `source()` leaves out the error that it was made from.
-        #[cfg(feature = "reqwest-middleware")]
-        match error.downcast_ref() {
-            Some(reqwest_middleware::Error::Middleware(error)) => return Some(error.as_ref()),
-            Some(reqwest_middleware::Error::Reqwest(error)) => return Some(error),
-            None => {}
-        }
-        // An `io::Error` names what is behind the error that it wraps, and not that error.
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        wrapped.map(|error| error as &(dyn Error + 'static)).or_else(|| error.source())
-    }
-    std::iter::successors(Some(error), cause)
-}
 
 /// An error and its causes in one line: `a: b: c`.
 ///

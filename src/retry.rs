@@ -93,7 +93,7 @@ mod transient;
 use crate::auth::Stamp;
 
 #[cfg(feature = "transient")]
-pub use self::transient::{Repeatable, Transient, connection_failed};
+pub use self::transient::{Repeatable, Transient};
 #[cfg(feature = "reqwest-middleware")]
 pub(crate) use self::{
     attempt::{Ended, Sent},
@@ -104,6 +104,8 @@ pub use self::{
     future::ResponseFuture,
     mode::{Mode, Passthrough, Typed},
 };
+#[cfg(feature = "transient")]
+pub use crate::error::foreign::connection_failed;
 
 /// Layer that applies [`FalRetry`]. See the [module docs](self) for an example and for the order: around
 /// [`FalAuthLayer`](crate::FalAuthLayer), as [`layer`](crate::layer) puts it.

@@ -2,7 +2,7 @@ use std::{error::Error, fmt};
 
 use http::StatusCode;
 
-use super::{BoxError, Reason, Refusal, ReloadError, causes};
+use super::{BoxError, Reason, Refusal, ReloadError, foreign::causes};
 
 /// Why a request that went through [`FalRetry`](crate::retry) has no response.
 ///

@@ -1,6 +1,6 @@
 use std::{
     error::Error,
-    fmt, io,
+    fmt,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -13,7 +13,10 @@ use super::{
     attempt::{Ended, Sent},
     retry_after::retry_after,
 };
-use crate::{error::causes, events};
+use crate::{
+    error::foreign::{causes, client_found_no_connection, connection_failed},
+    events,
+};
 
 const DEFAULT_ATTEMPTS: u32 = 4;
 const DEFAULT_FIRST_DELAY: Duration = Duration::from_millis(250);
@@ -134,41 +137,6 @@ impl fmt::Debug for Transient {
     }
 }
 
-/// Whether an error says that there was no connection: refused or unreachable, or with the `client` feature
-/// hyper-util's own word for it and with `reqwest` reqwest's, which is then the last word.
-///
-/// Without these features it goes by [`io::ErrorKind`] alone. "Unreachable" can, rarely, also be said of a connection
-/// that was there: with hyper-util's client, enable `client`.
-///
-/// reqwest follows redirects by itself, and a connection that fails *behind* a redirect looks the same. fal's API
-/// does not redirect; where something in between does, give reqwest's client `redirect::Policy::none()`.
-#[must_use]
-pub fn connection_failed(error: &(dyn Error + 'static)) -> bool {
-    if clients_word(error) == Some(true) {
-        return true;
-    }
-    error.downcast_ref::<io::Error>().is_some_and(|error| {
-        matches!(
-            error.kind(),
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
-        )
-    })
-}
-
-/// Whether an HTTP client says that there was no connection. `None` if this is no client's error.
-#[allow(unused_variables)] // without any client's feature
-fn clients_word(error: &(dyn Error + 'static)) -> Option<bool> {
-    #[cfg(feature = "client")]
-    if let Some(error) = error.downcast_ref::<hyper_util::client::legacy::Error>() {
-        return Some(error.is_connect());
-    }
-    #[cfg(feature = "reqwest")]
-    if let Some(error) = error.downcast_ref::<reqwest::Error>() {
-        return Some(error.is_connect());
-    }
-    None
-}
-
 /// How far the retries of one request have come.
 pub(crate) struct Progress {
     made: u32,
@@ -221,7 +189,7 @@ impl Transient {
                 return true;
             }
             // What is behind it may say "unreachable" of a connection that was there and broke.
-            if clients_word(cause).is_some() {
+            if client_found_no_connection(cause).is_some() {
                 return false;
             }
         }

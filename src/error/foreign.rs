@@ -1,0 +1,78 @@
+//! What the errors of other crates say: which error is behind them, that there was no connection, that a time limit was
+//! reached, that a body was too long.
+//!
+//! The standard library's and Tokio's errors are always read, those of an HTTP client where its feature is on. This is
+//! the one place that knows them: whoever looks at a chain of errors asks here.
+
+use std::{error::Error, io, iter};
+
+/// An error and its causes, from the outside in. Causes that `source()` leaves out are included.
+pub(crate) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |error| cause(*error))
+}
+
+fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    // The `source()` of this one is the cause of the error that it was made from, not that error.
+    #[cfg(feature = "reqwest-middleware")]
+    match error.downcast_ref() {
+        Some(reqwest_middleware::Error::Middleware(error)) => return Some(error.as_ref()),
+        Some(reqwest_middleware::Error::Reqwest(error)) => return Some(error),
+        None => {}
+    }
+    // Likewise an `io::Error` that was made from another error.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    wrapped.map(|error| error as &(dyn Error + 'static)).or_else(|| error.source())
+}
+
+/// Whether an error says that there was no connection: refused or unreachable. With the `client` feature hyper-util's
+/// client is asked, and with `reqwest` reqwest's; what such a client says is final.
+///
+/// Without these features the [`io::ErrorKind`] alone decides. The system can, rarely, report "unreachable" about a
+/// connection that existed: with hyper-util's client, enable `client`.
+///
+/// reqwest follows redirects by itself, and a connection that fails *behind* a redirect looks the same. fal's API
+/// does not redirect; where something in between does, give reqwest's client `redirect::Policy::none()`.
+#[cfg(feature = "transient")]
+pub fn connection_failed(error: &(dyn Error + 'static)) -> bool {
+    client_found_no_connection(error).unwrap_or(false)
+        || error.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
+            )
+        })
+}
+
+/// Whether an HTTP client says that there was no connection. `None` if this is no client's error.
+#[cfg(feature = "transient")]
+#[cfg_attr(not(any(feature = "client", feature = "reqwest")), allow(unused_variables))]
+pub(crate) fn client_found_no_connection(error: &(dyn Error + 'static)) -> Option<bool> {
+    #[cfg(feature = "client")]
+    if let Some(error) = error.downcast_ref::<hyper_util::client::legacy::Error>() {
+        return Some(error.is_connect());
+    }
+    #[cfg(feature = "reqwest")]
+    if let Some(error) = error.downcast_ref::<reqwest::Error>() {
+        return Some(error.is_connect());
+    }
+    None
+}
+
+/// Whether an error says that a time limit was reached: tower's, Tokio's, the system's, or with the `reqwest` feature
+/// reqwest's.
+#[cfg(feature = "axum")]
+pub(crate) fn is_timeout(error: &(dyn Error + 'static)) -> bool {
+    #[cfg(feature = "reqwest")]
+    if error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout) {
+        return true;
+    }
+    error.is::<tower::timeout::error::Elapsed>()
+        || error.is::<tokio::time::error::Elapsed>()
+        || error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+}
+
+/// Whether an error says that a body was longer than a limit around it allows, such as tower-http's.
+#[cfg(feature = "axum")]
+pub(crate) fn is_too_long(error: &(dyn Error + 'static)) -> bool {
+    error.is::<http_body_util::LengthLimitError>()
+}
