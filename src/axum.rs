@@ -45,36 +45,25 @@
 //! # }
 //! ```
 
-use std::error::Error;
-
 use axum_core::{
     body::Body,
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
-use serde_json::json;
+use http::header::CONTENT_TYPE;
 
 use crate::{
-    error::{
-        FalAuthError, Reason, Refusal,
-        foreign::{causes, is_timeout, is_too_long},
-    },
+    error::{FalAuthError, Refusal, problem::Problem},
     events,
 };
 
 /// See the [module docs](self) for the table.
 impl IntoResponse for FalAuthError {
     fn into_response(self) -> Response {
-        let (status, reason) = match &self {
-            Self::Unauthorized(refusal) | Self::Forbidden(refusal) => {
-                (status_of(refusal.reason()), refusal.reason().as_str())
-            }
-            Self::Transport(error) => status_without_answer(&**error),
-        };
-        events::answered(status, reason, &self);
-        let mut response = Response::new(problem(status, reason));
-        *response.status_mut() = status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        let problem = Problem::from(&self);
+        events::answered(problem.status, problem.reason, &self);
+        let mut response = Response::new(Body::from(problem.body()));
+        *response.status_mut() = problem.status;
+        response.headers_mut().insert(CONTENT_TYPE, Problem::CONTENT_TYPE);
         if let Some(refusal) = self.refusal() {
             response.extensions_mut().insert::<Refusal>(refusal.clone());
         }
@@ -82,51 +71,16 @@ impl IntoResponse for FalAuthError {
     }
 }
 
-fn status_of(reason: Reason) -> StatusCode {
-    match reason {
-        Reason::AccountLocked(_) => StatusCode::SERVICE_UNAVAILABLE,
-        Reason::MissingCredential
-        | Reason::MalformedCredential
-        | Reason::WrongScheme
-        | Reason::UnknownCredential
-        | Reason::InsufficientPermissions
-        | Reason::AccessDenied
-        | Reason::Application
-        | Reason::Unknown => StatusCode::BAD_GATEWAY,
-    }
-}
-
-fn status_without_answer(error: &(dyn Error + 'static)) -> (StatusCode, &'static str) {
-    if causes(error).any(is_too_long) {
-        (StatusCode::PAYLOAD_TOO_LARGE, "body_too_long")
-    } else if causes(error).any(is_timeout) {
-        (StatusCode::GATEWAY_TIMEOUT, "timeout")
-    } else {
-        (StatusCode::BAD_GATEWAY, "transport")
-    }
-}
-
-fn problem(status: StatusCode, reason: &'static str) -> Body {
-    // Without a type of its own a problem has the title of its status: RFC 9457, 4.2.1.
-    let title = status.canonical_reason().unwrap_or_default();
-    Body::from(
-        json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "reason": reason }).to_string(),
-    )
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use bytes::Bytes;
-    use http::HeaderMap;
+    use http::{HeaderMap, HeaderValue, StatusCode};
     use http_body_util::BodyExt as _;
-    use serde_json::Value;
 
     use super::*;
     use crate::{
         credential::Credential,
-        error::{BoxError, LockReason, RefusalParts, ReloadError},
+        error::{LockReason, Reason, RefusalParts, ReloadError},
     };
 
     /// An error that has a secret to tell in each of its fields.
@@ -147,98 +101,23 @@ mod tests {
         .into()
     }
 
-    async fn answer(error: FalAuthError) -> (u16, Value, Response<()>) {
-        let (head, body) = error.into_response().into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
-        (head.status.as_u16(), serde_json::from_slice(&body).unwrap(), Response::from_parts(head, ()))
-    }
-
-    /// The row of the table. A new reason does not compile without one.
-    fn row(reason: Reason) -> (u16, &'static str, &'static str) {
-        match reason {
-            Reason::MissingCredential => (502, "Bad Gateway", "missing_credential"),
-            Reason::MalformedCredential => (502, "Bad Gateway", "malformed_credential"),
-            Reason::WrongScheme => (502, "Bad Gateway", "wrong_scheme"),
-            Reason::UnknownCredential => (502, "Bad Gateway", "unknown_credential"),
-            Reason::AccountLocked(
-                LockReason::ExhaustedBalance
-                | LockReason::Admin
-                | LockReason::TopUp
-                | LockReason::Archived
-                | LockReason::PaymentMethod
-                | LockReason::BudgetExceeded
-                | LockReason::Other,
-            ) => (503, "Service Unavailable", "account_locked"),
-            Reason::InsufficientPermissions => (502, "Bad Gateway", "insufficient_permissions"),
-            Reason::AccessDenied => (502, "Bad Gateway", "access_denied"),
-            Reason::Application => (502, "Bad Gateway", "application"),
-            Reason::Unknown => (502, "Bad Gateway", "unknown"),
-        }
-    }
-
-    const REASONS: [Reason; 15] = [
-        Reason::MissingCredential,
-        Reason::MalformedCredential,
-        Reason::WrongScheme,
-        Reason::UnknownCredential,
-        Reason::AccountLocked(LockReason::ExhaustedBalance),
-        Reason::AccountLocked(LockReason::Admin),
-        Reason::AccountLocked(LockReason::TopUp),
-        Reason::AccountLocked(LockReason::Archived),
-        Reason::AccountLocked(LockReason::PaymentMethod),
-        Reason::AccountLocked(LockReason::BudgetExceeded),
-        Reason::AccountLocked(LockReason::Other),
-        Reason::InsufficientPermissions,
-        Reason::AccessDenied,
-        Reason::Application,
-        Reason::Unknown,
-    ];
-
     #[tokio::test]
-    async fn each_reason_is_answered_as_the_table_has_it_and_with_nothing_else() {
-        for reason in REASONS {
-            for refused_with in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
-                let (status, body, response) = answer(refused(refused_with, reason)).await;
-                let (expected, title, name) = row(reason);
-                assert_eq!(status, expected, "{reason:?}");
-                let problem = json!({"type": "about:blank", "title": title, "status": expected, "reason": name});
-                assert_eq!(body, problem, "{reason:?}");
-                let headers: Vec<_> = response.headers().iter().collect();
-                let json = HeaderValue::from_static("application/problem+json");
-                assert_eq!(headers, [(&CONTENT_TYPE, &json)], "{reason:?}");
-                assert_eq!(response.extensions().get::<Refusal>().unwrap().reason(), reason);
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn a_request_that_failed_without_an_answer_is_a_504_when_time_was_up_a_413_when_too_long_and_else_a_502() {
-        let zero = std::time::Duration::ZERO;
-        let elapsed = tokio::time::timeout(zero, std::future::pending::<()>()).await.unwrap_err();
-        let timeouts: [BoxError; 4] = [
-            elapsed.into(),
-            tower::timeout::error::Elapsed::new().into(),
-            io::Error::from(io::ErrorKind::TimedOut).into(),
-            // Some way down, as a client's own error has it.
-            io::Error::other(FalAuthError::Transport(tower::timeout::error::Elapsed::new().into())).into(),
-        ];
-        for error in timeouts {
-            let (status, body, response) = answer(FalAuthError::Transport(error)).await;
-            let problem =
-                json!({"type": "about:blank", "title": "Gateway Timeout", "status": 504, "reason": "timeout"});
-            assert_eq!((status, body), (504, problem));
-            assert!(response.extensions().get::<Refusal>().is_none());
-        }
-        let too_long = http_body_util::Limited::new(http_body_util::Full::<Bytes>::from("hush"), 3).collect().await;
-        let (status, body, _) = answer(FalAuthError::Transport(io::Error::other(too_long.unwrap_err()).into())).await;
-        let problem =
-            json!({"type": "about:blank", "title": "Payload Too Large", "status": 413, "reason": "body_too_long"});
-        assert_eq!((status, body), (413, problem));
-
-        for error in ["hush".into(), BoxError::from(io::Error::from(io::ErrorKind::ConnectionRefused))] {
-            let (status, body, _) = answer(FalAuthError::Transport(error)).await;
-            let problem = json!({"type": "about:blank", "title": "Bad Gateway", "status": 502, "reason": "transport"});
-            assert_eq!((status, body), (502, problem));
+    async fn a_response_is_the_problem_and_nothing_else() {
+        let locked = Reason::AccountLocked(LockReason::ExhaustedBalance);
+        for (error, status, reason) in [
+            (refused(StatusCode::UNAUTHORIZED, Reason::UnknownCredential), 502, "unknown_credential"),
+            (refused(StatusCode::FORBIDDEN, locked), 503, "account_locked"),
+            (FalAuthError::Transport("hush".into()), 502, "transport"),
+        ] {
+            let (problem, refusal) = (Problem::from(&error), error.refusal().map(Refusal::reason));
+            assert_eq!((problem.status.as_u16(), problem.reason), (status, reason));
+            let (head, body) = error.into_response().into_parts();
+            assert_eq!(head.status.as_u16(), status);
+            let headers: Vec<_> = head.headers.iter().collect();
+            assert_eq!(headers, [(&CONTENT_TYPE, &HeaderValue::from_static("application/problem+json"))]);
+            assert_eq!(body.collect().await.unwrap().to_bytes(), problem.body());
+            assert!(!problem.body().contains("hush"));
+            assert_eq!(head.extensions.get::<Refusal>().map(Refusal::reason), refusal);
         }
     }
 }

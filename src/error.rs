@@ -5,6 +5,8 @@ use std::error::Error;
 mod classify;
 mod fal_auth;
 pub(crate) mod foreign;
+#[cfg(feature = "axum")]
+pub(crate) mod problem;
 mod reason;
 mod refusal;
 mod reload;
