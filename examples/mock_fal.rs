@@ -253,7 +253,7 @@ fn lock(fal: &MockFal, body: &[u8]) -> Answer {
         Lock::NoPaymentMethod,
         Lock::Archived,
         Lock::BudgetExceeded,
-        Lock::Unknown,
+        Lock::Other,
     ];
     let reason = match body {
         [] => Some(Lock::ExhaustedBalance),

@@ -118,7 +118,7 @@ fn lock_reason(text: &str) -> LockReason {
     } else if says("budget") {
         LockReason::BudgetExceeded
     } else if says("payment method") || says("payment_method") {
-        LockReason::PaymentMethod
+        LockReason::NoPaymentMethod
     } else if says("top_up") || says("top up") {
         LockReason::TopUp
     } else {
@@ -268,7 +268,10 @@ mod tests {
             ),
             (r#"{"detail":"User is locked. Reason: TOP_UP."}"#, locked(LockReason::TopUp)),
             (r#"{"detail":"User is locked. Reason: This account has been archived."}"#, locked(LockReason::Archived)),
-            (r#"{"detail":"User is locked. Reason: Please add a payment method."}"#, locked(LockReason::PaymentMethod)),
+            (
+                r#"{"detail":"User is locked. Reason: Please add a payment method."}"#,
+                locked(LockReason::NoPaymentMethod),
+            ),
             (r#"{"detail":"User is locked. Reason: User budget exceeded."}"#, locked(LockReason::BudgetExceeded)),
             (r#"{"detail":"user is locked"}"#, locked(LockReason::Other)),
             (r#"{"detail":"Insufficient permissions for this call"}"#, Reason::InsufficientPermissions),

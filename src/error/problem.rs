@@ -90,7 +90,7 @@ mod tests {
                 | LockReason::Admin
                 | LockReason::TopUp
                 | LockReason::Archived
-                | LockReason::PaymentMethod
+                | LockReason::NoPaymentMethod
                 | LockReason::BudgetExceeded
                 | LockReason::Other,
             ) => (503, "Service Unavailable", "account_locked"),
@@ -110,7 +110,7 @@ mod tests {
         Reason::AccountLocked(LockReason::Admin),
         Reason::AccountLocked(LockReason::TopUp),
         Reason::AccountLocked(LockReason::Archived),
-        Reason::AccountLocked(LockReason::PaymentMethod),
+        Reason::AccountLocked(LockReason::NoPaymentMethod),
         Reason::AccountLocked(LockReason::BudgetExceeded),
         Reason::AccountLocked(LockReason::Other),
         Reason::InsufficientPermissions,

@@ -53,7 +53,7 @@ pub enum LockReason {
     /// The account was archived.
     Archived,
     /// There is no payment method.
-    PaymentMethod,
+    NoPaymentMethod,
     /// The user's budget within a team is used up.
     BudgetExceeded,
     /// Any other.
@@ -68,7 +68,7 @@ impl LockReason {
             Self::Admin => "fal's staff has locked it, write to support@fal.ai",
             Self::TopUp => "a top-up is due, at fal.ai/dashboard/billing",
             Self::Archived => "it has been archived, write to support@fal.ai",
-            Self::PaymentMethod => "it has no payment method, add one at fal.ai/dashboard/billing",
+            Self::NoPaymentMethod => "it has no payment method, add one at fal.ai/dashboard/billing",
             Self::BudgetExceeded => "the user's budget is used up, have it raised by an admin of the team",
             Self::Other => "see fal.ai/dashboard, or write to support@fal.ai",
         }

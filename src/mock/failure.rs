@@ -21,7 +21,7 @@ pub enum Lock {
     /// `User budget is exceeded. Adjust it at fal.ai/dashboard/billing`
     BudgetExceeded,
     /// `Unknown. Please contact hello@fal.ai`
-    Unknown,
+    Other,
 }
 
 impl Lock {
@@ -35,7 +35,7 @@ impl Lock {
             Self::NoPaymentMethod => "Please add a payment method at fal.ai/dashboard/billing",
             Self::Archived => "This account has been archived. Please contact hello@fal.ai",
             Self::BudgetExceeded => "User budget is exceeded. Adjust it at fal.ai/dashboard/billing",
-            Self::Unknown => "Unknown. Please contact hello@fal.ai",
+            Self::Other => "Unknown. Please contact hello@fal.ai",
         }
     }
 }
