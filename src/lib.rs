@@ -83,6 +83,7 @@ pub mod reqwest;
 pub mod retry;
 pub mod source;
 pub mod store;
+mod wire;
 
 #[cfg(feature = "client")]
 pub use self::client::FalClient;

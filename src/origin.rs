@@ -29,16 +29,7 @@ use http::{
     uri::{Authority, Scheme},
 };
 
-/// The hosts of fal's API, as its own clients call them: running models, their queue, their sockets, the REST API
-/// (its older name too), and the platform API. Not the CDN and not the login, which take other credentials.
-///
-/// Source: `fal_client` 1.0.3 (`client.py`), `@fal-ai/client` 1.10.1 (`config.ts`), `fal` 1.83.0 (`flags.py`), and
-/// fal's documentation, "Platform APIs".
-const FAL_HOSTS: [&str; 6] =
-    ["fal.run", "queue.fal.run", "ws.fal.run", "rest.fal.ai", "rest.alpha.fal.ai", "api.fal.ai"];
-
-/// The hosts to which `fal_client` 1.0.3 turns when `fal.run` and `queue.fal.run` cannot be reached.
-const BACKUP_HOSTS: [&str; 2] = ["falrun.com", "queue.falrun.com"];
+use crate::wire::{API_HOSTS, BACKUP_HOSTS};
 
 /// Decides which requests may carry the credential. See the [module docs](self).
 ///
@@ -133,7 +124,7 @@ impl OriginPolicy for FalOrigins {
         };
         // Nearly every request is written exactly so.
         is_host_kept_apart(uri)
-            && ((scheme.as_str() == "https" && FAL_HOSTS.contains(&authority.as_str()))
+            && ((scheme.as_str() == "https" && API_HOSTS.contains(&authority.as_str()))
                 || self.admits_written_otherwise(uri, scheme, authority))
     }
 }
@@ -153,7 +144,7 @@ impl FalOrigins {
         // equals none of the hosts.
         let host = authority.strip_suffix(":443").unwrap_or(authority);
         let is_one_of = |known: &[&str]| known.iter().any(|known| host.eq_ignore_ascii_case(known));
-        is_one_of(&FAL_HOSTS)
+        is_one_of(&API_HOSTS)
             || (self.backups && is_one_of(&BACKUP_HOSTS))
             || (self.subdomains && is_subdomain_of_fal_run(host))
     }
@@ -214,7 +205,6 @@ impl OriginPolicy for BoundOrigin {
 /// Only where nothing but fal can be reached, such as a route that only forwards. Everything behind it sees the
 /// secret.
 #[derive(Clone, Copy, Debug, Default)]
-#[allow(clippy::exhaustive_structs)]
 pub struct EveryRequest;
 
 impl OriginPolicy for EveryRequest {

@@ -1,8 +1,11 @@
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use serde_json::Value;
 
 use super::{LockReason, Reason};
-use crate::credential::{Credential, Scheme};
+use crate::{
+    credential::{Credential, Scheme},
+    wire::header,
+};
 
 /// The longest detail kept, in characters.
 const MAX_DETAIL_LEN: usize = 300;
@@ -23,10 +26,12 @@ pub struct Classification {
 
 /// Reads a 401 or 403 answer: its status, its headers and as much of its body as there is.
 ///
-/// fal's own texts are recognised by how they begin, whatever their case. Any other body is the *application's* when
-/// the headers show that a runner handled the request (`X-Fal-Served-From`, `X-Fal-Billable-Units`), and so are texts
-/// that any application might have, such as "Access denied"; without these headers the reason is unknown. `sent` is the credential that was refused, if it is known: it tells one of the wrong kind from a
-/// malformed one, and its secret is struck out of what is kept.
+/// fal's own texts are recognised by their first words, in upper or lower case. Any other body is the *application's*
+/// when the headers show that a runner handled the request (`x-fal-served-from`, `x-fal-billable-units`), and so is a
+/// text that any application might have, such as "Access denied"; without these headers the reason is unknown.
+///
+/// `sent` is the credential that was refused, if it is known. It tells a credential of the wrong kind from a malformed
+/// one, and its secret is removed from what is kept.
 ///
 /// It is a pure function, and takes any bytes.
 ///
@@ -44,8 +49,8 @@ pub struct Classification {
 #[must_use]
 pub fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], sent: Option<&Credential>) -> Classification {
     let said = Said::read(body);
-    let header = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
-    let by_a_runner = headers.contains_key("x-fal-served-from") || headers.contains_key("x-fal-billable-units");
+    let value_of = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let by_a_runner = headers.contains_key(header::SERVED_FROM) || headers.contains_key(header::BILLABLE_UNITS);
     let reason = said.text.as_deref().and_then(|text| fals_own(status, text, sent, by_a_runner));
     let reason = reason.unwrap_or(if by_a_runner { Reason::Application } else { Reason::Unknown });
     Classification {
@@ -54,9 +59,9 @@ pub fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], sent: Opti
         error_type: said
             .error_type
             .as_deref()
-            .or_else(|| header("x-fal-error-type"))
+            .or_else(|| value_of(header::ERROR_TYPE))
             .and_then(|text| clean(text, sent)),
-        request_id: header("x-fal-request-id").and_then(|text| clean(text, sent)),
+        request_id: value_of(header::REQUEST_ID).and_then(|text| clean(text, sent)),
     }
 }
 

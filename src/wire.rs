@@ -1,0 +1,67 @@
+//! fal's hosts and header names, each written once and with its source.
+//!
+//! [`mock`](crate::mock) has literals of its own: it is what the rest of the crate is tested against.
+
+/// The hosts of fal's API, as its own clients call them: running models, their queue, their sockets, the REST API
+/// (its older name too), and the platform API. Not the CDN and not the login, which take other credentials.
+///
+/// Source: `fal_client` 1.0.3 (`client.py`), `@fal-ai/client` 1.10.1 (`config.ts`), `fal` 1.83.0 (`flags.py`), and
+/// fal's documentation, "Platform APIs".
+pub(crate) const API_HOSTS: [&str; 6] =
+    ["fal.run", "queue.fal.run", "ws.fal.run", "rest.fal.ai", "rest.alpha.fal.ai", "api.fal.ai"];
+
+/// The hosts to which `fal_client` turns when `fal.run` and `queue.fal.run` cannot be reached.
+///
+/// Source: `fal_client` 1.0.3 (`client.py`, `_BACKUP_DOMAINS`).
+pub(crate) const BACKUP_HOSTS: [&str; 2] = ["falrun.com", "queue.falrun.com"];
+
+/// Header names, in lower case as HTTP/2 has them.
+#[allow(dead_code)] // which of them are used depends on the features
+pub(crate) mod header {
+    use http::HeaderName;
+
+    /// In each answer of fal's gateway: the id of the request, which fal's support asks for.
+    ///
+    /// Source: `fal_client` 1.0.3 (`client.py`), which takes an answer without it for one of the ingress.
+    pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-fal-request-id");
+
+    /// The type of an error of the platform, such as `startup_timeout`.
+    ///
+    /// Source: fal's documentation, "Request errors".
+    pub(crate) const ERROR_TYPE: HeaderName = HeaderName::from_static("x-fal-error-type");
+
+    /// `true` or `false`: whether a model's error may go away when the request is repeated.
+    ///
+    /// Source: fal's documentation, "Errors".
+    pub(crate) const RETRYABLE: HeaderName = HeaderName::from_static("x-fal-retryable");
+
+    /// `1` or `0`: whether a request has to be repeated, such as one that was refused because too many were running.
+    ///
+    /// Source: fal's documentation, "Concurrency limits".
+    pub(crate) const NEEDS_RETRY: HeaderName = HeaderName::from_static("x-fal-needs-retry");
+
+    /// `user` when the timeout was the one that the caller had asked for.
+    ///
+    /// Source: fal's documentation, "Platform Headers"; `fal_client` 1.0.3 (`client.py`).
+    pub(crate) const REQUEST_TIMEOUT_TYPE: HeaderName = HeaderName::from_static("x-fal-request-timeout-type");
+
+    /// The runner that served the request. An answer of fal's own has none.
+    ///
+    /// Source: fal's documentation, "Platform Headers": "internal identifier of the runner that served the request".
+    pub(crate) const SERVED_FROM: HeaderName = HeaderName::from_static("x-fal-served-from");
+
+    /// What the request is billed.
+    ///
+    /// Source: fal's documentation, "Platform Headers".
+    pub(crate) const BILLABLE_UNITS: HeaderName = HeaderName::from_static("x-fal-billable-units");
+
+    /// What a runner says about itself, so that later requests can be routed to it.
+    ///
+    /// Source: fal's documentation, "Platform Headers"; `fal` 1.83.0 (`app.py`), where the application sets it.
+    pub(crate) const RUNNER_HINTS: HeaderName = HeaderName::from_static("x-fal-runner-hints");
+
+    /// The account that a request acts for, where a credential may act for several: a team under a login.
+    ///
+    /// Source: `fal` 1.83.0 (`sdk.py`).
+    pub(crate) const USER_ID: HeaderName = HeaderName::from_static("x-fal-user-id");
+}
