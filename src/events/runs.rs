@@ -8,17 +8,17 @@ use tokio::time::Instant;
 
 use crate::generation::Generation;
 
-/// After so long, the next one is another story.
+/// A run ends after so long without an event.
 const RUN_ENDS: Duration = Duration::from_secs(60);
 
-/// Counts what is told of, by its reason, so that an outage at a thousand requests a second does not fill the log.
+/// Counts events by their reason, so that an outage at a thousand requests a second does not fill the log: see
+/// `event_by_turn!`.
 ///
-/// The first is a warning, then each one whose number is a power of two; those between are for debugging. They are
-/// counted anew with another credential, and after a minute without any.
+/// The count starts again with another credential, and after a minute without an event.
 #[derive(Debug)]
 pub(super) struct Runs<K>(Mutex<BTreeMap<K, Run>>);
 
-/// Some for one reason, each soon after the one before.
+/// Events for one reason, each soon after the previous one.
 #[derive(Debug)]
 struct Run {
     generation: Option<Generation>,
@@ -31,12 +31,12 @@ impl<K: Ord> Runs<K> {
         Self(Mutex::new(BTreeMap::new()))
     }
 
-    /// The number of this one. `generation` is that of the store's credential, if it is about one.
+    /// The number of this event within its run. `generation` is that of the store's credential, if it is about one.
     pub(super) fn count(&self, reason: K, generation: Option<Generation>) -> u64 {
         let now = Instant::now();
         let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let run = runs.entry(reason).or_insert(Run { generation, count: 0, last: now });
-        // One that comes late, for an earlier credential, begins nothing.
+        // A late event, for an earlier credential, starts no new run.
         if generation > run.generation || now.duration_since(run.last) >= RUN_ENDS {
             run.count = 0;
         }
