@@ -73,7 +73,7 @@ pub(crate) fn not_ours(status: StatusCode) {
 /// A replayed request has its answer.
 pub(crate) fn replayed(accepted: bool) {
     let result = if accepted { "accepted" } else { "refused" };
-    event!(debug, result, "a request was sent again with another fal credential");
+    event!(debug, result, "a request was replayed with another fal credential");
     count!("tower_fal_replays_total", "result" => result);
 }
 
@@ -90,7 +90,7 @@ pub(crate) fn answered(status: StatusCode, reason: &'static str, error: &crate::
         reason,
         answers,
         error = without_queries(&report(error)),
-        "a request to fal failed, and so did the one that it was made for"
+        "a request to fal failed, and the caller of this server got an error"
     );
 }
 
@@ -110,21 +110,21 @@ fn without_queries(text: &str) -> String {
 
 /// There was no memory left to keep a request's body: if the request is refused, it cannot be replayed.
 pub(crate) fn replay_memory_exhausted(limit: usize) {
-    event!(debug, limit, "the memory for replays is used up; a request is sent once");
+    event!(debug, limit, "the memory for replays is used up; a request cannot be replayed");
     count!("tower_fal_replay_memory_exhausted_total");
 }
 
 /// A request is retried after a transient failure.
 #[cfg(feature = "transient")]
 pub(crate) fn retried(attempt: u32, wait: std::time::Duration) {
-    event!(debug, attempt, ?wait, "a request to fal failed in passing; it will be sent again");
+    event!(debug, attempt, ?wait, "a request to fal failed for a transient reason; it will be retried");
     count!("tower_fal_transient_retries_total");
 }
 
 /// A request was not retried because the retry budget is used up.
 #[cfg(feature = "transient")]
 pub(crate) fn retry_budget_exhausted() {
-    event!(debug, "the budget of retries is used up; a request is not sent again");
+    event!(debug, "the retry budget is used up; a request is not retried");
     count!("tower_fal_retry_budget_exhausted_total");
 }
 

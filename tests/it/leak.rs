@@ -88,7 +88,7 @@ fn the_secret_is_in_nothing_that_is_printed() {
         "has ended",
         "is writable by everyone",
         "fal refused a request",
-        "was sent again with another fal credential",
+        "was replayed with another fal credential",
         "shadows a file",
     ] {
         assert!(events.iter().any(|line| line.contains(message)), "no event says `{message}`");

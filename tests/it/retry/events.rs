@@ -122,19 +122,19 @@ fn every_refusal_and_replay_is_an_event_with_closed_fields() {
     assert_eq!(of(&refusals[0], "source"), "script");
     assert_eq!(of(&refusals[8], "source"), "request");
 
-    let replays = about("a request was sent again with another fal credential");
+    let replays = about("a request was replayed with another fal credential");
     assert!(replays.iter().all(|event| event.level == Level::DEBUG && event.fields.len() == 1));
     let results: Vec<_> = replays.iter().map(|event| of(event, "result")).collect();
     assert_eq!(results, ["accepted", "refused", "accepted"]);
     let not_ours = about("a request was refused that carried no credential of the store: was its origin admitted?");
     assert!(not_ours.iter().all(|event| event.level == Level::DEBUG && event.fields.len() == 1));
     assert_eq!(not_ours.iter().map(|event| of(event, "status")).collect::<Vec<_>>(), ["401"]);
-    let memory = about("the memory for replays is used up; a request is sent once");
+    let memory = about("the memory for replays is used up; a request cannot be replayed");
     assert_eq!(memory.iter().map(|event| of(event, "limit")).collect::<Vec<_>>(), ["1"]);
-    let retries = about("a request to fal failed in passing; it will be sent again");
+    let retries = about("a request to fal failed for a transient reason; it will be retried");
     assert_eq!(retries.iter().map(|event| of(event, "attempt")).collect::<Vec<_>>(), ["2"]);
     assert!(retries[0].fields.contains_key("wait") && retries[0].fields.len() == 2);
-    assert_eq!(about("the budget of retries is used up; a request is not sent again").len(), 1);
+    assert_eq!(about("the retry budget is used up; a request is not retried").len(), 1);
     assert!(!format!("{events:?}").contains(FROM_OUTSIDE), "{events:?}");
 }
 
