@@ -1,24 +1,23 @@
 //! A [`FalAuthError`] as the response of an axum handler that could not get an answer from fal.
 //!
-//! | error | [`Reason`] | status | `reason` |
+//! | error | [`Reason`](crate::error::Reason) | status | `reason` |
 //! |---|---|---|---|
 //! | `Unauthorized` | `MissingCredential` | 502 | `missing_credential` |
 //! | | `MalformedCredential` | 502 | `malformed_credential` |
 //! | | `WrongScheme` | 502 | `wrong_scheme` |
 //! | | `UnknownCredential` | 502 | `unknown_credential` |
-//! | `Forbidden` | `AccountLocked`, whatever locked it | 503 | `account_locked` |
+//! | `Forbidden` | `AccountLocked`, for any [`LockReason`](crate::error::LockReason) | 503 | `account_locked` |
 //! | | `InsufficientPermissions` | 502 | `insufficient_permissions` |
 //! | | `AccessDenied` | 502 | `access_denied` |
 //! | either | `Application` | 502 | `application` |
 //! | | `Unknown` | 502 | `unknown` |
-//! | `Transport` | a time-out is among its causes: tower's, Tokio's, the system's, or with `reqwest` reqwest's | 504 | `timeout` |
+//! | `Transport` | a timeout is among its causes: tower's, Tokio's, the system's, or with `reqwest` reqwest's | 504 | `timeout` |
 //! | | the request's body was longer than a limit around it allows, such as tower-http's | 413 | `body_too_long` |
 //! | | anything else | 502 | `transport` |
 //!
-//! The status is that of a server whose own call failed: but for a body that they sent, your callers did nothing wrong,
-//! and a 401 would have them look for a mistake in *their* credentials. A locked account is a 503, as the server cannot
-//! do its work until somebody has paid. There is no `Retry-After`, since fal states no time after which it would be
-//! worth it.
+//! The statuses are those of a gateway. Your callers did nothing wrong, except for a body that is too long, and a 401
+//! would make them look for a mistake in *their* credentials. A locked account is a 503, as the server cannot work until
+//! the account is unlocked. There is no `Retry-After`: fal does not say when a retry would succeed.
 //!
 //! The body is `application/problem+json` (RFC 9457) and says no more than the table:
 //!
@@ -26,9 +25,9 @@
 //! {"type":"about:blank","title":"Bad Gateway","status":502,"reason":"unknown_credential"}
 //! ```
 //!
-//! No key id, no source, no word of fal's: those go to the operator, as an event with the whole error (feature
-//! `tracing`): for one reason the 1st, 2nd, 4th, 8th… is a warning, and the others are for debugging. The [`Refusal`]
-//! is also in the response's extensions, for a layer that counts or logs them; extensions do not leave the server.
+//! It holds no key id, no source and no text of fal's. The operator gets those, as an event with the whole error (feature
+//! `tracing`). The 1st, 2nd, 4th, 8th… event of one reason is a warning, the others are for debugging. The [`Refusal`] is
+//! also in the response's extensions, for a layer that counts or logs them; extensions do not leave the server.
 //!
 //! ```
 //! use axum::{body::Bytes, extract::State, http::Request, response::IntoResponse};
@@ -83,7 +82,7 @@ mod tests {
         error::{LockReason, Reason, RefusalParts, ReloadError},
     };
 
-    /// An error that has a secret to tell in each of its fields.
+    /// An error that would show `hush` if any of its fields were shown.
     fn refused(status: StatusCode, reason: Reason) -> FalAuthError {
         let hush = || "hush".to_owned();
         let mut headers = HeaderMap::new();

@@ -91,7 +91,6 @@ where
     /// # }
     /// ```
     #[cfg(feature = "client-rustls")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "client-rustls")))]
     #[must_use]
     pub fn rustls<P>(layer: &FalLayer<Typed, P>, config: rustls::ClientConfig) -> Self
     where

@@ -6,7 +6,7 @@ use super::{BoxError, Reason, Refusal, ReloadError, foreign::causes};
 
 /// Why a request that went through [`FalRetry`](crate::retry) has no response.
 ///
-/// At most 24 bytes, and to be matched without downcasts:
+/// At most 24 bytes, and it can be matched without downcasts. The [module docs](super) say what to do about each reason.
 ///
 /// ```
 /// use tower_fal::{FalAuthError, error::Reason};
@@ -24,14 +24,14 @@ use super::{BoxError, Reason, Refusal, ReloadError, foreign::causes};
 /// # let _ = what_to_do;
 /// ```
 ///
-/// With the feature `axum` it is a handler's response; which one, its `IntoResponse` says.
+/// With the feature `axum` it is a handler's response: the page of `tower_fal::axum` says which one.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FalAuthError {
-    /// 401: the credential was refused, and another one did not help, could not be had in time, or could not be tried
-    /// because the request cannot be sent again. Or the application behind fal refused the request by its own rules.
+    /// 401: the credential was refused. Another one was refused as well, did not arrive in time, or could not be tried
+    /// because the request cannot be replayed. Or the application behind fal refused the request by its own rules.
     Unauthorized(Refusal),
-    /// 403: the credential is valid and does not help.
+    /// 403: the credential is valid, but it may not do this.
     Forbidden(Refusal),
     /// The service inside failed; its error is in [`source()`](Error::source).
     Transport(BoxError),
@@ -42,8 +42,8 @@ impl FalAuthError {
     /// in an `anyhow::Error` (pass `error.as_ref()`), and with the `reqwest-middleware` feature in a
     /// `reqwest_middleware::Error`.
     ///
-    /// A wrapper of your own that is `#[error(transparent)]` hides it: its `source()` is that of the error inside, so
-    /// that the error itself is not on the way. Give such a variant a text of its own.
+    /// It cannot be found in a wrapper of yours that is `#[error(transparent)]`: the `source()` of such a wrapper is the
+    /// cause of the error inside, not that error. Give the variant a text of its own.
     ///
     /// ```
     /// use tower_fal::{FalAuthError, error::BoxError};
@@ -56,13 +56,11 @@ impl FalAuthError {
     /// }
     /// # let _ = status;
     /// ```
-    #[must_use]
     pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         causes(error).find_map(|error| error.downcast_ref())
     }
 
     /// The refusal, if it is one.
-    #[must_use]
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
             Self::Unauthorized(refusal) | Self::Forbidden(refusal) => Some(refusal),
@@ -70,12 +68,11 @@ impl FalAuthError {
         }
     }
 
-    /// Whether the very same request may well succeed a little later, without anybody doing anything.
+    /// Whether retrying the same request shortly may succeed without anyone's help.
     ///
-    /// So it is with a 401 for a key that fal does not know (any more), while the store can still bring another one:
-    /// a rotation may be under way. Not with a 403, an application's own refusal, or a request that brought its own
-    /// credential. Of what happens in the service inside this crate knows nothing: ask its own error.
-    #[must_use]
+    /// It may after a 401 for a key that fal does not know, or no longer knows, if the store can still load another one:
+    /// a rotation may be under way. It will not after a 403, a refusal by the application, or a refusal of a request's
+    /// own credential. Nor is [`Transport`](Self::Transport) retryable here: ask the error inside.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unauthorized(refusal) => {
@@ -88,7 +85,7 @@ impl FalAuthError {
         }
     }
 
-    /// The error of a service inside: one of ours is passed on, not wrapped again.
+    /// The error of an inner service. An error of ours is returned as it is, not wrapped again.
     pub(crate) fn from_inner(error: impl Into<BoxError>) -> Self {
         match error.into().downcast::<Self>() {
             Ok(ours) => *ours,
@@ -115,7 +112,7 @@ impl fmt::Display for FalAuthError {
 impl Error for FalAuthError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            // The refusal's text is this error's own, so what comes next is what is behind it.
+            // The refusal's text is already this error's own text, so its cause comes next.
             Self::Unauthorized(refusal) | Self::Forbidden(refusal) => refusal.source(),
             Self::Transport(error) => Some(&**error),
         }
@@ -161,7 +158,10 @@ mod tests {
     #[test]
     fn it_is_found_in_a_reqwest_middleware_error() {
         let error = reqwest_middleware::Error::middleware(refused());
-        assert!(error.source().is_none_or(|source| !source.is::<FalAuthError>()), "`source()` has it by now");
+        assert!(
+            error.source().is_none_or(|source| !source.is::<FalAuthError>()),
+            "`source()` leads to it now, so the look inside can go"
+        );
         assert!(FalAuthError::find(&error).is_some());
         let boxed: BoxError = error.into();
         assert!(FalAuthError::find(&*boxed).is_some());

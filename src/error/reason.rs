@@ -8,15 +8,15 @@ pub enum Reason {
     MalformedCredential,
     /// 401: an API key sent as `Bearer`, or a login's token to a host that takes keys only.
     WrongScheme,
-    /// 401: fal does not know the key, or the token is invalid. The one reason that a newer credential cures.
+    /// 401: fal does not know the key, or the token is invalid. A newer credential cures this reason and no other.
     UnknownCredential,
-    /// 403: the account is locked. Neither another key nor another try helps.
+    /// 403: the account is locked. Neither another key of it nor another try helps.
     AccountLocked(LockReason),
     /// 403: the credential is valid and lacks a permission.
     InsufficientPermissions,
-    /// 403: the credential is valid and not for this.
+    /// 403: the credential is valid, but it does not give access to this.
     AccessDenied,
-    /// 401 or 403: not fal but the application behind it refused the request, by rules of its own.
+    /// 401 or 403: the application behind fal refused the request, by rules of its own.
     Application,
     /// 401 or 403: none of the above.
     Unknown,
@@ -24,7 +24,6 @@ pub enum Reason {
 
 impl Reason {
     /// A short name that does not change, for labels and logs.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MissingCredential => "missing_credential",
@@ -41,6 +40,8 @@ impl Reason {
 }
 
 /// Why fal has locked an account.
+///
+/// Source: fal-ai/fal issues #489, #914, #922, #1072, #1112 and #1147.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LockReason {

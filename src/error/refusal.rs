@@ -6,11 +6,39 @@ use http::{HeaderMap, StatusCode};
 use super::{LockReason, Reason, ReloadError};
 use crate::{credential::KeyId, generation::Generation};
 
-/// A credential that fal (or the application behind it) refused with 401 or 403: who, why, and what was done.
+/// A credential that fal, or the application behind it, refused with 401 or 403: which one, why, and what was done.
 ///
 /// One pointer and `Clone`. Its text is one sentence that says what to do next. It never shows the secret: `Debug`
-/// leaves out the answer's headers and body, and a secret that the answer echoes is struck out of the
+/// leaves out the answer's headers and body, and a secret that the answer repeats is removed from the
 /// [`detail`](Self::detail).
+///
+/// ```
+/// # use http::{Request, Response, StatusCode};
+/// # use http_body_util::Full;
+/// # use tower::{ServiceBuilder, ServiceExt as _, service_fn};
+/// # use tower_fal::retry::ReplayBody;
+/// use tower_fal::{Credential, CredentialStore, error::{LockReason, Reason}};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = service_fn(async |_: Request<ReplayBody<Full<bytes::Bytes>>>| {
+/// #     let body = r#"{"detail":"User is locked. Reason: Exhausted balance."}"#;
+/// #     let answer = Response::builder().status(StatusCode::FORBIDDEN).header("x-fal-request-id", "b6e0");
+/// #     answer.body(Full::<bytes::Bytes>::from(body))
+/// # });
+/// let store = CredentialStore::fixed(Credential::key("id:secret")?);
+/// let fal = ServiceBuilder::new().layer(tower_fal::layer(&store)).service(client);
+///
+/// let request = Request::post("https://fal.run/fal-ai/flux/dev").body(Full::default())?;
+/// let error = fal.oneshot(request).await.unwrap_err();
+/// let refusal = error.refusal().ok_or("not a refusal")?;
+///
+/// assert_eq!(refusal.reason(), Reason::AccountLocked(LockReason::ExhaustedBalance));
+/// assert_eq!(refusal.detail(), Some("User is locked. Reason: Exhausted balance."));
+/// assert_eq!(refusal.request_id(), Some("b6e0")); // for fal's support
+/// assert_eq!(refusal.key_id().map(|id| id.as_str()), Some("id"));
+/// assert!(!refusal.was_replayed());
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Refusal {
     inner: Arc<RefusalParts>,
@@ -74,80 +102,67 @@ impl Refusal {
     }
 
     /// 401 or 403.
-    #[must_use]
     pub fn status(&self) -> StatusCode {
         self.inner.status
     }
 
-    /// Why.
-    #[must_use]
+    /// Why it was refused.
     pub fn reason(&self) -> Reason {
         self.inner.reason
     }
 
     /// The answer's own words, if it has any: one line of at most 300 characters.
-    #[must_use]
     pub fn detail(&self) -> Option<&str> {
         self.inner.detail.as_deref()
     }
 
-    /// fal's error type, such as `authorization_error`, if it states one.
-    #[must_use]
+    /// fal's error type, such as `authorization_error`, if the answer has one.
     pub fn error_type(&self) -> Option<&str> {
         self.inner.error_type.as_deref()
     }
 
     /// The `x-fal-request-id` of the answer: what fal's support asks for.
-    #[must_use]
     pub fn request_id(&self) -> Option<&str> {
         self.inner.request_id.as_deref()
     }
 
     /// The public half of the refused key; `None` for a login's token.
-    #[must_use]
     pub fn key_id(&self) -> Option<&KeyId> {
         self.inner.key_id.as_ref()
     }
 
     /// Which of the store's credentials was refused; `None` when the request brought its own.
-    #[must_use]
     pub fn generation(&self) -> Option<Generation> {
         self.inner.generation
     }
 
     /// Where the refused credential was found, such as `env:FAL_KEY`.
-    #[must_use]
     pub fn source_name(&self) -> &str {
         &self.inner.source
     }
 
     /// The headers of the answer.
-    #[must_use]
     pub fn headers(&self) -> &HeaderMap {
         &self.inner.headers
     }
 
     /// The body of the answer, as far as it was read: at most 16 KiB.
-    #[must_use]
     pub fn body(&self) -> &Bytes {
         &self.inner.body
     }
 
-    /// Whether the request could have been sent once more. Not if its body was longer than the layer keeps, if the
-    /// memory for such bodies was used up, or if it broke off.
-    #[must_use]
+    /// Whether the request could have been replayed. It could not if its body was longer than the layer keeps, if the
+    /// memory for such bodies was used up, or if the body ended early.
     pub fn is_replayable(&self) -> bool {
         self.inner.replayable
     }
 
-    /// Whether this is the answer to a further attempt, with another credential.
-    #[must_use]
+    /// Whether the request had been replayed with another credential, so that this is the answer to a later attempt.
     pub fn was_replayed(&self) -> bool {
         self.inner.replayed != Replayed::Not
     }
 
-    /// Why no newer credential could be loaded, if that was tried and failed.
-    #[must_use]
+    /// Why no newer credential could be loaded, if a reload was tried and failed.
     pub fn reload_error(&self) -> Option<&ReloadError> {
         self.inner.reload.as_ref()
     }
