@@ -31,18 +31,15 @@
 //! # Ok(()) }
 //! ```
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::sync::watch as channel;
 use tokio::time::Instant;
 
 use self::{
+    clock::Clock,
     driver::{Driver, Hints, Schedule},
-    shared::{Clock, DriverLink, Finished, Past, Shared},
+    shared::{DriverLink, Finished, Past, Shared},
 };
 use crate::error::Reason;
 use crate::{
@@ -51,6 +48,7 @@ use crate::{
     source::{BoxSource, CredentialSource, EnvSource},
 };
 
+mod clock;
 mod driver;
 mod shared;
 #[cfg(all(feature = "signal", unix))]
@@ -88,7 +86,7 @@ impl CredentialStore {
             source: BoxSource::new(source),
             load_timeout: DEFAULT_LOAD_TIMEOUT,
             refresh_before: DEFAULT_REFRESH_BEFORE,
-            clock: Arc::new(SystemTime::now),
+            clock: Clock::system(),
             #[cfg(all(feature = "signal", unix))]
             on_sighup: false,
             #[cfg(feature = "watch")]
@@ -128,7 +126,7 @@ impl CredentialStore {
     #[must_use]
     pub fn fixed(credential: Credential) -> Self {
         let source = credential.source_arc().map_or_else(|| "fixed".into(), Arc::clone);
-        let shared = Shared::new(DEFAULT_NAME.into(), credential, source, None, Arc::new(SystemTime::now));
+        let shared = Shared::new(DEFAULT_NAME.into(), credential, source, None, Clock::system());
         Self { shared: Arc::new(shared) }
     }
 
@@ -484,7 +482,7 @@ impl CredentialStoreBuilder {
         #[cfg(all(feature = "signal", unix))]
         let until_driver_ends = finished.clone();
         let link = DriverLink { wanted, finished };
-        let shared = Arc::new(Shared::new(name, first, first_source, Some(link), Arc::clone(&clock)));
+        let shared = Arc::new(Shared::new(name, first, first_source, Some(link), clock.clone()));
         let driver = Driver {
             schedule: Schedule::new(refresh_before, driver::poll_interval(&source, false), clock),
             source,

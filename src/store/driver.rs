@@ -18,7 +18,8 @@ use tokio::{
 };
 
 use super::{
-    shared::{Clock, Finished, Shared, exponential, jittered},
+    clock::Clock,
+    shared::{Finished, Shared, exponential, jittered},
     slot::Snapshot,
 };
 use crate::{
@@ -192,12 +193,12 @@ impl Schedule {
             return;
         }
         self.refresh_at = current.credential().expires_at().map(|expiry| {
-            let left = expiry.duration_since((self.clock)()).unwrap_or_default();
+            let left = expiry.duration_since(self.clock.now()).unwrap_or_default();
             // Up to a fifth sooner, so that replicas with one token do not ask at once. And never in the first half
             // of what is left, or a token with a short life would be refreshed again and again.
             let ahead = self.refresh_before.min(left).mul_f64(fastrand::f64().mul_add(0.2, 1.0)).min(left / 2);
             // Nor at once again: a token with next to no life left would be as good as a hot loop.
-            if left.is_zero() { expiry } else { (expiry - ahead).max((self.clock)() + FIRST_RETRY) }
+            if left.is_zero() { expiry } else { (expiry - ahead).max(self.clock.now() + FIRST_RETRY) }
         });
         // Unless it has expired already, as all of them do for a clock that is far off.
         if !self.is_overdue() {
@@ -222,14 +223,14 @@ impl Schedule {
     }
 
     fn is_overdue(&self) -> bool {
-        self.refresh_at.is_some_and(|at| at <= (self.clock)())
+        self.refresh_at.is_some_and(|at| at <= self.clock.now())
     }
 
     /// Returns when it may be time; whether it is, [`is_due`](Self::is_due) says.
     async fn wait(&self) {
         // A refresh that was tried in vain waits for its next try instead.
         let refresh = self.refresh_at.filter(|_| self.in_vain == 0).map(|at| {
-            let left = at.duration_since((self.clock)()).unwrap_or_default();
+            let left = at.duration_since(self.clock.now()).unwrap_or_default();
             Instant::now() + left.min(CLOCK_CHECK)
         });
         sleep_until([self.next, refresh].into_iter().flatten().min()).await;

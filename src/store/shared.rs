@@ -2,12 +2,13 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tokio::{sync::watch, time::Instant};
 
 use super::{
+    clock::Clock,
     slot::{Slot, Snapshot},
     status::{DriverState, Status},
 };
@@ -18,9 +19,6 @@ use crate::{
     events::{self, StoreMetrics},
     generation::Generation,
 };
-
-/// Where the wall clock is read; handed in, so that a test can stop it.
-pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// How long `reload_past` asks no more after the source brought a refused credential again: this long at first,
 /// then twice as long with each time, each varied by a fifth.
@@ -150,10 +148,6 @@ impl Shared {
         &self.status
     }
 
-    pub(super) fn now(&self) -> SystemTime {
-        (self.clock)()
-    }
-
     /// Makes a credential the current one whatever the source says.
     pub(super) fn replace(&self, credential: Credential, source: Arc<str>) -> Generation {
         let mut writer = self.writer();
@@ -266,7 +260,7 @@ impl Shared {
         let Some(candidate) = loaded? else {
             return Err(SourceError::not_found(Arc::clone(source), "has no credential any more"));
         };
-        let (current, now) = (self.slot.load(), self.now());
+        let (current, now) = (self.slot.load(), self.clock.now());
         if candidate.is_expired_at(now) && !current.credential().is_expired_at(now) {
             return Err(SourceError::invalid(Arc::clone(source), "brought a token that has expired already"));
         }
@@ -306,7 +300,7 @@ impl Shared {
             status.last_error = result.as_ref().err().cloned();
             status.consecutive_failures = if result.is_err() { failures.saturating_add(1) } else { 0 };
             if result.is_ok() {
-                status.checked_at = self.now();
+                status.checked_at = self.clock.now();
             }
             result.is_err() || failures > 0
         });

@@ -1,12 +1,11 @@
 use std::{
-    fmt,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use serde::{Serialize, Serializer};
 
-use super::{shared::Clock, slot::Snapshot};
+use super::{clock::Clock, slot::Snapshot};
 use crate::{
     credential::{KeyId, Scheme},
     error::{Reason, SourceError, report},
@@ -83,7 +82,7 @@ pub struct Status {
     refused: Option<LastRefusal>,
     /// The last time that its account was locked.
     locked: Option<LastRefusal>,
-    clock: Now,
+    clock: Clock,
 }
 
 impl Status {
@@ -131,7 +130,7 @@ impl Status {
 
     pub(super) fn new(store: Arc<str>, snapshot: &Snapshot, clock: &Clock, driver: DriverState) -> Self {
         let credential = snapshot.credential();
-        let now = clock();
+        let now = clock.now();
         Self {
             store,
             generation: snapshot.generation(),
@@ -146,7 +145,7 @@ impl Status {
             driver,
             refused: None,
             locked: None,
-            clock: Now(Arc::clone(clock)),
+            clock: clock.clone(),
         }
     }
 
@@ -158,7 +157,7 @@ impl Status {
             checked_at: self.checked_at,
             // The next key is most likely of the same account.
             locked: self.locked,
-            ..Self::new(Arc::clone(&self.store), next, &self.clock.0, self.driver)
+            ..Self::new(Arc::clone(&self.store), next, &self.clock, self.driver)
         }
     }
 
@@ -275,22 +274,6 @@ impl LastRefusal {
     fn stands_at(self, now: SystemTime) -> bool {
         let apart = now.duration_since(self.at).unwrap_or_else(|ahead| ahead.duration());
         apart < REFUSAL_STANDS
-    }
-}
-
-/// The store's clock, with a `Debug`.
-#[derive(Clone)]
-struct Now(Clock);
-
-impl Now {
-    fn now(&self) -> SystemTime {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Now {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.now().fmt(f)
     }
 }
 
