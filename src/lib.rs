@@ -68,6 +68,7 @@
 pub mod auth;
 #[cfg(feature = "axum")]
 pub mod axum;
+mod backoff;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod credential;

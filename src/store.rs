@@ -41,10 +41,9 @@ use self::{
     driver::{Driver, Hints, Schedule},
     shared::{DriverLink, Finished, Past, Shared},
 };
-use crate::error::Reason;
 use crate::{
     credential::Credential,
-    error::SourceError,
+    error::{Reason, SourceError},
     source::{BoxSource, CredentialSource, EnvSource},
 };
 

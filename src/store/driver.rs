@@ -19,10 +19,11 @@ use tokio::{
 
 use super::{
     clock::Clock,
-    shared::{Finished, Shared, exponential, jittered},
+    shared::{Finished, Shared},
     slot::Snapshot,
 };
 use crate::{
+    backoff::{exponential, jittered},
     credential::Credential,
     error::{SourceError, report},
     generation::Generation,

@@ -12,10 +12,10 @@ use super::{
     slot::{Slot, Snapshot},
     status::{DriverState, Status},
 };
-use crate::error::Reason;
 use crate::{
+    backoff::{exponential, jittered},
     credential::Credential,
-    error::SourceError,
+    error::{Reason, SourceError},
     events::{self, StoreMetrics},
     generation::Generation,
 };
@@ -391,16 +391,4 @@ fn want(driver: &DriverLink, load: u64) -> u64 {
         later
     });
     load
-}
-
-/// `first`, doubled `step` times, and never more than `longest`.
-pub(super) fn exponential(first: Duration, step: u32, longest: Duration) -> Duration {
-    first.saturating_mul(2_u32.saturating_pow(step)).min(longest)
-}
-
-/// A duration varied by a fifth in either direction, so that replicas do not act in step.
-pub(super) fn jittered(duration: Duration) -> Duration {
-    // "Always" must not spin, and "never" must not overflow.
-    let sane = duration.clamp(Duration::from_millis(1), Duration::from_secs(365 * 24 * 60 * 60));
-    sane.mul_f64(fastrand::f64().mul_add(0.4, 0.8))
 }

@@ -12,10 +12,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use tokio::time::Instant;
 
-use super::{
-    shared::{exponential, jittered},
-    *,
-};
+use super::*;
 use crate::{
     error::{LockReason, SourceErrorKind},
     source::from_fn_with,
@@ -306,16 +303,6 @@ fn a_store_from_the_environment_is_fixed() {
 
     let error = of(&[("FAL_KEY_FILE", "/key")]).unwrap_err();
     assert!(error.to_string().contains("CredentialStore::builder(EnvSource::file())"), "{error}");
-}
-
-#[test]
-fn waits_neither_spin_nor_overflow() {
-    let longest = 60 * SECOND;
-    for (step, seconds) in [(0, 1), (1, 2), (5, 32), (6, 60), (31, 60), (32, 60), (u32::MAX, 60)] {
-        assert_eq!(exponential(SECOND, step, longest), seconds * SECOND);
-    }
-    assert!(jittered(Duration::ZERO) >= Duration::from_micros(800));
-    assert!(Instant::now().checked_add(jittered(Duration::MAX)).is_some());
 }
 
 /// A wall clock that stands still until somebody moves it.

@@ -33,9 +33,10 @@ use tokio::{
 
 use super::{
     driver::{Hints, sleep_until},
-    shared::{Finished, exponential},
+    shared::Finished,
 };
 use crate::{
+    backoff::exponential,
     error::BoxError,
     events,
     source::{BoxSource, CredentialSource as _},
