@@ -198,7 +198,6 @@ impl CredentialStore {
     ///
     /// It stays until the source brings something *new*, or somebody asks for a reload. The credential that is
     /// current already is no change.
-    #[allow(clippy::must_use_candidate)]
     pub fn replace(&self, credential: Credential) -> Generation {
         let source = credential.source_arc().map_or_else(|| "replaced".into(), Arc::clone);
         self.shared.replace(credential, source)
