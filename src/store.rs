@@ -34,12 +34,12 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::sync::watch as channel;
-use tokio::time::Instant;
 
 use self::{
     clock::Clock,
     driver::{Driver, Hints, Schedule},
     shared::{DriverLink, Finished, Past, Shared},
+    wait::finished,
 };
 use crate::{
     credential::Credential,
@@ -54,9 +54,11 @@ mod shared;
 mod signal;
 mod slot;
 mod status;
+mod wait;
 #[cfg(feature = "watch")]
 mod watch;
 
+pub(crate) use self::wait::{WaitFor, Waited};
 pub use self::{
     slot::Snapshot,
     status::{Degraded, DriverState, LastRefusal, Status},
@@ -67,8 +69,6 @@ const DEFAULT_NAME: &str = "default";
 /// The longest name of a store, in bytes. It ends up in logs and labels.
 const MAX_NAME_LEN: usize = 64;
 const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// So long before whoever waits gives up, the source is asked once more, even during a cool-down.
-const LAST_CHANCE: Duration = Duration::from_millis(200);
 const DEFAULT_REFRESH_BEFORE: Duration = Duration::from_secs(5 * 60);
 
 /// A handle to the current credential: cheap to clone, shared by every layer. See the [module docs](self).
@@ -257,71 +257,11 @@ impl CredentialStore {
         }
     }
 
-    /// Returns when there is a newer credential than this one, or when there will be none in time: at once after the
-    /// source was asked, or with a `deadline` not before it. It is the caller who stops at the deadline.
-    ///
-    /// `error` always says why there is none so far, also for those who do not wait until the end.
-    pub(crate) async fn wait_past(
-        &self,
-        refused: Generation,
-        deadline: Option<Instant>,
-        error: &mut Option<ReloadError>,
-    ) {
-        let Some(driver) = &self.shared.driver else {
-            *error = Some(ReloadError::NeverReloads);
-            return;
-        };
-        let last_chance = deadline.and_then(|deadline| deadline.checked_sub(LAST_CHANCE));
-        let mut status = self.subscribe();
-        loop {
-            let newer = status.wait_for(|status| status.generation > refused);
-            let is_last_chance = last_chance.is_some_and(|at| at <= Instant::now());
-            match self.shared.demand_past(driver, refused, is_last_chance) {
-                Past::Newer(_) => {
-                    *error = None;
-                    return;
-                }
-                Past::Load { joined, .. } if joined && deadline.is_none() => {
-                    *error = Some(ReloadError::Pending);
-                    return;
-                }
-                Past::Load { number, .. } => {
-                    *error = Some(ReloadError::Pending);
-                    tokio::select! {
-                        result = finished(driver, number) => match result {
-                            Ok(result) => *error = result.err().map(ReloadError::Failed),
-                            Err(gone) => {
-                                *error = Some(gone);
-                                return;
-                            }
-                        },
-                        _ = newer => {}
-                    }
-                }
-                Past::CoolingDown { .. } if driver.is_gone() => {
-                    *error = Some(ReloadError::DriverGone);
-                    return;
-                }
-                Past::CoolingDown { until, answer } => {
-                    *error = answer.err().map(ReloadError::Failed);
-                    if deadline.is_none() {
-                        return;
-                    }
-                    let wake_at = last_chance.filter(|_| !is_last_chance).map_or(until, |at| at.min(until));
-                    tokio::select! {
-                        () = tokio::time::sleep_until(wake_at) => {}
-                        _ = newer => {}
-                    }
-                }
-            }
-        }
+    /// Has the driver look for a newer credential than `refused`, and waits for it until `wait_for` or the timeout ends
+    /// the wait.
+    pub(crate) async fn wait_past(&self, refused: Generation, wait_for: WaitFor, timeout: Duration) -> Waited {
+        wait::wait_past(&self.shared, refused, wait_for, timeout).await
     }
-}
-
-async fn finished(driver: &DriverLink, load: u64) -> Result<Result<(), SourceError>, ReloadError> {
-    let mut finished = driver.finished.clone();
-    let last = finished.wait_for(|last| last.load >= load).await.map_err(|_| ReloadError::DriverGone)?;
-    Ok(last.result.clone())
 }
 
 fn nothing_there(source: Arc<str>) -> SourceError {

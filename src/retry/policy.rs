@@ -21,7 +21,7 @@ use crate::{
     error::{Reason, RefusalParts, ReloadError, Replayed, classify},
     events,
     generation::Generation,
-    store::{CredentialStore, Snapshot},
+    store::{CredentialStore, Snapshot, WaitFor},
 };
 
 const DEFAULT_MAX_BODY: u64 = 256 * 1024;
@@ -30,9 +30,6 @@ const DEFAULT_RELOAD_WAIT: Duration = Duration::from_secs(2);
 const DEFAULT_OVERLAP: Duration = Duration::from_secs(30);
 const DEFAULT_MAX_WAITING: usize = 1024;
 const DEFAULT_READ_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// A wait of "for ever" must not overflow.
-const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// How often a 403 may cause a load of the source, if it may at all.
 const FORBIDDEN_INTERVAL: Duration = Duration::from_secs(60);
@@ -226,16 +223,12 @@ impl Policy {
         // Keys are often revoked before their successor is in place, so wait even if the source still returns the old
         // one. If one full wait brought nothing, later requests skip it.
         let waits = parts.status == StatusCode::UNAUTHORIZED && !self.shared.is_wait_futile(newest);
-        let deadline = waits.then(|| Instant::now() + self.reload_wait.min(LONGEST_WAIT));
-        let mut error = None;
-        let newer = store.wait_past(newest, deadline, &mut error);
-        if tokio::time::timeout(self.reload_wait, newer).await.is_err()
-            && waits
-            && matches!(parts.reason, Reason::UnknownCredential | Reason::Unknown)
-        {
+        let wait_for = if waits { WaitFor::Newer } else { WaitFor::OneAnswer };
+        let waited = store.wait_past(newest, wait_for, self.reload_wait).await;
+        if waited.timed_out && waits && matches!(parts.reason, Reason::UnknownCredential | Reason::Unknown) {
             self.shared.note_futile_wait(newest);
         }
-        error
+        waited.error
     }
 }
 
