@@ -36,17 +36,18 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::sync::watch as channel;
 
 use self::{
+    builder::{DEFAULT_NAME, nothing_there},
     clock::Clock,
-    driver::{Driver, Hints, Schedule},
-    shared::{DriverLink, Finished, Past, Shared},
+    shared::{Past, Shared},
     wait::finished,
 };
 use crate::{
     credential::Credential,
     error::{Reason, SourceError},
-    source::{BoxSource, CredentialSource, EnvSource},
+    source::{CredentialSource, EnvSource},
 };
 
+mod builder;
 mod clock;
 mod driver;
 mod shared;
@@ -60,16 +61,11 @@ mod watch;
 
 pub(crate) use self::wait::{WaitFor, Waited};
 pub use self::{
+    builder::CredentialStoreBuilder,
     slot::Snapshot,
     status::{Degraded, DriverState, LastRefusal, Status},
 };
 pub use crate::{error::ReloadError, generation::Generation};
-
-const DEFAULT_NAME: &str = "default";
-/// The longest name of a store, in bytes. It ends up in logs and labels.
-const MAX_NAME_LEN: usize = 64;
-const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(10);
-const DEFAULT_REFRESH_BEFORE: Duration = Duration::from_secs(5 * 60);
 
 /// A handle to the current credential: cheap to clone, shared by every layer. See the [module docs](self).
 #[derive(Clone)]
@@ -80,17 +76,7 @@ pub struct CredentialStore {
 impl CredentialStore {
     /// A store that follows a source. See the [module docs](self) for an example.
     pub fn builder(source: impl CredentialSource) -> CredentialStoreBuilder {
-        CredentialStoreBuilder {
-            name: DEFAULT_NAME.into(),
-            source: BoxSource::new(source),
-            load_timeout: DEFAULT_LOAD_TIMEOUT,
-            refresh_before: DEFAULT_REFRESH_BEFORE,
-            clock: Clock::system(),
-            #[cfg(all(feature = "signal", unix))]
-            on_sighup: false,
-            #[cfg(feature = "watch")]
-            watcher: None,
-        }
+        CredentialStoreBuilder::new(source)
     }
 
     /// A store with the key in `FAL_KEY`, or in `FAL_KEY_ID` and `FAL_KEY_SECRET`, that never reloads.
@@ -264,190 +250,9 @@ impl CredentialStore {
     }
 }
 
-fn nothing_there(source: Arc<str>) -> SourceError {
-    let message = match source.strip_prefix("env:").and_then(|variables| variables.split(',').next()) {
-        Some(first) => format!("nothing is set: set {first}; keys are at fal.ai/dashboard/keys"),
-        None => "has no credential".to_owned(),
-    };
-    SourceError::not_found(source, message)
-}
-
 impl fmt::Debug for CredentialStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CredentialStore").field("current", &self.load()).finish_non_exhaustive()
-    }
-}
-
-/// Options of a [`CredentialStore`] that follows a source.
-#[must_use = "a builder does nothing until `build` is called"]
-pub struct CredentialStoreBuilder {
-    name: Arc<str>,
-    source: BoxSource,
-    load_timeout: Duration,
-    refresh_before: Duration,
-    clock: Clock,
-    #[cfg(all(feature = "signal", unix))]
-    on_sighup: bool,
-    #[cfg(feature = "watch")]
-    watcher: Option<watch::MakeWatcher>,
-}
-
-impl CredentialStoreBuilder {
-    /// What to call the store in its [`Status`], and in the `store` label of its metrics. Default: `default`, which is
-    /// also what [`fixed`](CredentialStore::fixed) stores are called. At most 64 bytes, none of them control
-    /// characters.
-    ///
-    /// A process with several stores gives each a name of its own, or nobody can tell their metrics apart.
-    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
-        self.name = name.into();
-        self
-    }
-
-    /// How long one load may take. Default: 10 s. It has nothing to do with the time-outs of requests, which never
-    /// wait for a load while there is a credential.
-    pub fn load_timeout(mut self, limit: Duration) -> Self {
-        self.load_timeout = limit;
-        self
-    }
-
-    /// How long before a token expires its successor is asked for. Default: 5 min; up to a fifth sooner, and never
-    /// in the first half of what was left of the token's life when it came.
-    pub fn refresh_before(mut self, window: Duration) -> Self {
-        self.refresh_before = window;
-        self
-    }
-
-    /// Sees changes of the source's files as they come, within milliseconds, besides polling.
-    ///
-    /// It is the directories that are watched, those of the source's
-    /// [`watched_paths`](CredentialSource::watched_paths) and those to which links there lead. An event is a hint
-    /// that the store should look now; what it then finds decides. Meanwhile polls are a safety net, every 30 s or at
-    /// the source's own interval if that is longer. Where events do not come (the system's limit of watches is
-    /// reached, a network file system, Docker's mounts on a Mac), polls go on at the source's own interval: at once if
-    /// the directory cannot be watched, from the first change on that no event announced otherwise. Either is logged
-    /// once, and never a failure.
-    ///
-    /// ```no_run
-    /// # async fn example() -> Result<(), tower_fal::SourceError> {
-    /// use tower_fal::{CredentialStore, source::FileSource};
-    ///
-    /// let store = CredentialStore::builder(FileSource::new("/run/secrets/fal/key")).watch_files().build().await?;
-    /// # let _ = store;
-    /// # Ok(()) }
-    /// ```
-    #[cfg(feature = "watch")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
-    pub fn watch_files(self) -> Self {
-        self.watch_files_with(watch::recommended())
-    }
-
-    #[cfg(feature = "watch")]
-    fn watch_files_with(mut self, watcher: watch::MakeWatcher) -> Self {
-        self.watcher = Some(watcher);
-        self
-    }
-
-    /// Reloads when the process gets a SIGHUP, as operators are used to (`systemctl reload`, `kill -HUP`).
-    ///
-    /// It is a [`reload`](CredentialStore::reload): the load begins after the signal, also when one is under way, and
-    /// what comes of it is in the [`Status`] and the log. From [`build`](Self::build) on, SIGHUP does not end the
-    /// process any more, also when the store is gone.
-    ///
-    /// ```no_run
-    /// # async fn example() -> Result<(), tower_fal::SourceError> {
-    /// use tower_fal::{CredentialStore, source::FileSource};
-    ///
-    /// let store = CredentialStore::builder(FileSource::new("/etc/fal/key")).reload_on_sighup().build().await?;
-    /// # let _ = store;
-    /// # Ok(()) }
-    /// ```
-    #[cfg(all(feature = "signal", unix))]
-    #[cfg_attr(docsrs, doc(cfg(all(feature = "signal", unix))))]
-    pub fn reload_on_sighup(mut self) -> Self {
-        self.on_sighup = true;
-        self
-    }
-
-    /// The wall clock, against which tokens expire.
-    #[cfg(test)]
-    fn clock(mut self, clock: Clock) -> Self {
-        self.clock = clock;
-        self
-    }
-
-    /// Loads the first credential and starts the driver on the current Tokio runtime.
-    ///
-    /// That runtime must go on running: one that is kept but not driven (a `current_thread` runtime outside of
-    /// `block_on`) polls nothing and lets a `reload()` wait.
-    ///
-    /// # Errors
-    /// When the source has no credential, fails, panics or takes longer than the
-    /// [load time-out](Self::load_timeout); outside a Tokio runtime; when SIGHUP is wanted and cannot be had; and when
-    /// the [name](Self::name) is empty, too long or not printable.
-    ///
-    /// # Panics
-    /// On a Tokio runtime whose timer is not enabled, or, when SIGHUP is wanted, its I/O.
-    pub async fn build(self) -> Result<CredentialStore, SourceError> {
-        let Self { name, source, load_timeout, refresh_before, clock, .. } = self;
-        let source_name: Arc<str> = source.name().into();
-        if name.is_empty() || name.len() > MAX_NAME_LEN || name.chars().any(char::is_control) {
-            let hint = "the name of a store has 1 to 64 bytes and no control characters: see `name` of its builder";
-            return Err(SourceError::new(source_name, hint));
-        }
-        if tokio::runtime::Handle::try_current().is_err() {
-            let hint = "a store that reloads needs a Tokio runtime: build it inside one, or use `from_env` or `fixed`";
-            return Err(SourceError::new(source_name, hint));
-        }
-        #[cfg(all(feature = "signal", unix))]
-        let hangups = if self.on_sighup {
-            let failed = |error| SourceError::io(Arc::clone(&source_name), "cannot listen to SIGHUP", error);
-            Some(signal::hangups().map_err(failed)?)
-        } else {
-            None
-        };
-        let first = driver::load_once(&source, &source_name, load_timeout)
-            .await?
-            .ok_or_else(|| nothing_there(Arc::clone(&source_name)))?;
-
-        let (wanted, wanted_by_handles) = channel::channel(0);
-        let (finished_by_driver, finished) = channel::channel(Finished::first());
-        let first_source = first.source_arc().unwrap_or(&source_name).clone();
-        let hints = Arc::new(Hints::default());
-        #[cfg(feature = "watch")]
-        if let Some(watcher) = self.watcher {
-            tokio::spawn(watch::run(source.clone(), watcher, Arc::clone(&hints), finished.clone()));
-        }
-        #[cfg(all(feature = "signal", unix))]
-        let until_driver_ends = finished.clone();
-        let link = DriverLink { wanted, finished };
-        let shared = Arc::new(Shared::new(name, first, first_source, Some(link), clock.clone()));
-        let driver = Driver {
-            schedule: Schedule::new(refresh_before, driver::poll_interval(&source, false), clock),
-            source,
-            source_name,
-            shared: Arc::downgrade(&shared),
-            wanted: wanted_by_handles,
-            finished: finished_by_driver,
-            hints,
-            load_timeout,
-        };
-        tokio::spawn(driver.run());
-        #[cfg(all(feature = "signal", unix))]
-        if let Some(hangups) = hangups {
-            tokio::spawn(signal::reload(hangups, Arc::downgrade(&shared), until_driver_ends));
-        }
-        Ok(CredentialStore { shared })
-    }
-}
-
-impl fmt::Debug for CredentialStoreBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CredentialStoreBuilder")
-            .field("name", &self.name)
-            .field("source", &self.source)
-            .field("load_timeout", &self.load_timeout)
-            .field("refresh_before", &self.refresh_before)
-            .finish_non_exhaustive()
     }
 }
 
