@@ -110,8 +110,7 @@ impl CredentialStore {
     /// ```
     #[must_use]
     pub fn fixed(credential: Credential) -> Self {
-        let source = credential.source_arc().map_or_else(|| "fixed".into(), Arc::clone);
-        let shared = Shared::new(DEFAULT_NAME.into(), credential, source, None, Clock::system());
+        let shared = Shared::new(DEFAULT_NAME.into(), credential, &"fixed".into(), None, Clock::system());
         Self { shared: Arc::new(shared) }
     }
 
@@ -185,8 +184,7 @@ impl CredentialStore {
     /// It stays until the source brings something *new*, or somebody asks for a reload. The credential that is
     /// current already is no change.
     pub fn replace(&self, credential: Credential) -> Generation {
-        let source = credential.source_arc().map_or_else(|| "replaced".into(), Arc::clone);
-        self.shared.replace(credential, source)
+        self.shared.replace(credential)
     }
 
     /// What the store holds and how its source fares.

@@ -170,7 +170,6 @@ impl CredentialStoreBuilder {
 
         let (wanted, wanted_by_handles) = channel::channel(0);
         let (finished_by_driver, finished) = channel::channel(Finished::first());
-        let first_source = first.source_arc().unwrap_or(&source_name).clone();
         let hints = Arc::new(Hints::default());
         #[cfg(feature = "watch")]
         if let Some(watcher) = self.watcher {
@@ -179,7 +178,7 @@ impl CredentialStoreBuilder {
         #[cfg(all(feature = "signal", unix))]
         let until_driver_ends = finished.clone();
         let link = DriverLink { wanted, finished };
-        let shared = Arc::new(Shared::new(name, first, first_source, Some(link), clock.clone()));
+        let shared = Arc::new(Shared::new(name, first, &source_name, Some(link), clock.clone()));
         let driver = Driver {
             schedule: Schedule::new(refresh_before, driver::poll_interval(&source, false), clock),
             source,

@@ -116,7 +116,7 @@ impl Shared {
     pub(super) fn new(
         name: Arc<str>,
         first: Credential,
-        source: Arc<str>,
+        source: &Arc<str>,
         driver: Option<DriverLink>,
         clock: Clock,
     ) -> Self {
@@ -149,13 +149,13 @@ impl Shared {
     }
 
     /// Makes a credential the current one whatever the source says.
-    pub(super) fn replace(&self, credential: Credential, source: Arc<str>) -> Generation {
+    pub(super) fn replace(&self, credential: Credential) -> Generation {
         let mut writer = self.writer();
         let current = self.slot.load();
         if current.credential().same_value(&credential) {
             return current.generation();
         }
-        let next = self.publish(&mut writer, &current, credential, source);
+        let next = self.publish(&mut writer, &current, credential, &"replaced".into());
         writer.cool_down = None;
         drop(writer);
         announce(&next);
@@ -275,11 +275,10 @@ impl Shared {
         if !is_wanted || candidate.same_value(current.credential()) {
             return Ok(None);
         }
-        let source = candidate.source_arc().unwrap_or(source).clone();
         Ok(Some(self.publish(writer, &current, candidate, source)))
     }
 
-    fn publish(&self, writer: &mut Writer, current: &Snapshot, credential: Credential, source: Arc<str>) -> Snapshot {
+    fn publish(&self, writer: &mut Writer, current: &Snapshot, credential: Credential, source: &Arc<str>) -> Snapshot {
         let next = Snapshot::new(credential, current.generation().next(), source);
         writer.refused = false; // that was the one before
         // One that was refused is no way back. And where no driver sees to it, it would be kept for ever.

@@ -29,7 +29,9 @@ struct Published {
 }
 
 impl Snapshot {
-    pub(super) fn new(credential: Credential, generation: Generation, source: Arc<str>) -> Self {
+    /// `source` is where the credential was found, unless it says so itself.
+    pub(super) fn new(credential: Credential, generation: Generation, source: &Arc<str>) -> Self {
+        let source = Arc::clone(credential.source_arc().unwrap_or(source));
         Self { inner: Arc::new(Published { credential, generation, source }) }
     }
 
@@ -56,7 +58,7 @@ impl Snapshot {
     }
 
     fn duplicate(&self) -> Self {
-        Self::new(self.credential().duplicate(), self.generation(), Arc::clone(self.source_arc()))
+        Self::new(self.credential().duplicate(), self.generation(), self.source_arc())
     }
 }
 
@@ -172,7 +174,7 @@ mod tests {
     use super::*;
 
     fn snapshot(key: &str, generation: Generation) -> Snapshot {
-        Snapshot::new(Credential::key(key).unwrap(), generation, "test".into())
+        Snapshot::new(Credential::key(key).unwrap(), generation, &"test".into())
     }
 
     fn two() -> (Slot, Snapshot) {

@@ -483,7 +483,7 @@ fn the_debug_of_a_status_does_not_read_the_clock() {
         shared: Arc::new(Shared::new(
             "house".into(),
             Credential::key("id:secret").unwrap(),
-            "vault".into(),
+            &"vault".into(),
             None,
             clock.clock(),
         )),
