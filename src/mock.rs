@@ -119,35 +119,44 @@
 //! with 400, if there still is someone to answer.
 
 mod answer;
+mod application;
 mod connection;
 mod failure;
+mod received;
 mod reply;
+mod request_id;
+mod scope;
+mod send;
 mod server;
+mod shared;
 mod socket;
 mod state;
 mod target;
 
 use std::{
     fmt, io,
-    net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    net::Ipv4Addr,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use http::{Method, StatusCode, Uri, Version, uri::Scheme};
+use http::{Uri, uri::Scheme};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
     sync::watch,
 };
 
-pub use self::failure::{ErrorType, Failure, Lock};
+pub use self::{
+    failure::{ErrorType, Failure, Lock},
+    received::{Presented, Received},
+};
 use self::{
-    connection::Scope,
-    state::State,
+    scope::Scope,
+    shared::Shared,
     target::{Host, Plays},
 };
-use crate::credential::{Credential, KeyId};
+use crate::credential::Credential;
 
 /// An in-process fal on loopback. See the [module docs](self) for an example and for all that it answers.
 ///
@@ -161,18 +170,6 @@ pub struct MockFal {
     shared: Arc<Shared>,
     // Tasks hold `shared`, never this: it is what they end with.
     scope: Arc<Scope>,
-}
-
-/// What the handles and the connections have in common.
-struct Shared {
-    run: SocketAddr,
-    queue: SocketAddr,
-    ws: SocketAddr,
-    rest: SocketAddr,
-    storage: SocketAddr,
-    state: Mutex<State>,
-    /// How many events a stream may send.
-    events: watch::Sender<usize>,
 }
 
 impl MockFal {
@@ -389,82 +386,6 @@ impl fmt::Debug for MockFal {
             .field("ws", &self.shared.ws)
             .field("rest", &self.shared.rest)
             .finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Every change is one assignment or one collection call: a panic elsewhere leaves nothing half done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where a host is played on a port of its own.
-    fn origin(&self, host: Host) -> String {
-        let address = match host {
-            Host::Queue => self.queue,
-            Host::Ws => self.ws,
-            Host::Rest => self.rest,
-            Host::Storage => self.storage,
-            // The Platform API has no port: it goes by its name, on any.
-            Host::Run | Host::Platform => self.run,
-        };
-        format!("http://{address}")
-    }
-
-    fn url(&self, host: Host, path: &str) -> Uri {
-        self.at(&self.origin(host), path)
-    }
-
-    /// The same for a WebSocket.
-    fn socket_url(&self, host: Host, path: &str) -> Uri {
-        self.at(&self.origin(host).replacen("http", "ws", 1), path)
-    }
-
-    fn at(&self, origin: &str, path: &str) -> Uri {
-        let path = path.trim_start_matches('/');
-        format!("{origin}/{path}").parse().unwrap_or_else(|error| panic!("`{path}` is no path of a URL: {error}"))
-    }
-}
-
-/// One request that arrived. It holds no secret: neither the credential nor the query is kept.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Received {
-    /// The method.
-    pub method: Method,
-    /// Whom the request was meant for: host and port of `:authority` or `host`, as they were sent. Empty if neither
-    /// was.
-    pub host: String,
-    /// The path, never the query.
-    pub path: String,
-    /// [`Version::HTTP_11`] or [`Version::HTTP_2`], seldom anything else.
-    pub version: Version,
-    /// The credential that it showed.
-    pub presented: Presented,
-    /// The status that it was answered with. `None` until then, and for good if it was never answered.
-    pub status: Option<StatusCode>,
-}
-
-/// The credential of a request, as far as it may be shown. The id is there if it was a well-formed key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Presented {
-    /// No `authorization` header.
-    Nothing,
-    /// A credential that was valid. The answer may have been 403 all the same.
-    Accepted(Option<KeyId>),
-    /// Anything else.
-    Refused(Option<KeyId>),
-}
-
-impl Presented {
-    /// The id of the key, valid or not, if it was a well-formed key.
-    #[must_use]
-    pub fn key_id(&self) -> Option<&KeyId> {
-        match self {
-            Self::Nothing => None,
-            Self::Accepted(key_id) | Self::Refused(key_id) => key_id.as_ref(),
-        }
     }
 }
 

@@ -12,23 +12,27 @@ use hyper::body::{Body as _, Incoming};
 use serde_json::{Value, json};
 
 use super::{
-    Received,
+    application::{MAX_PARSED, output, run},
     connection::Connection,
-    failure::{ErrorType, Failure},
-    reply::{Body, Reply},
+    failure::ErrorType,
+    received::Received,
+    reply::Reply,
+    request_id::request_id,
+    send::{Body, response},
     socket::{self, Protocol, Socket},
-    state::{Job, Stage, State, request_id},
+    state::{Job, Stage, State},
     target::{Call, Host, Target, UPLOADS, authority},
 };
 use crate::credential::Credential;
 
-/// The longest body that is looked into for a `prompt`, in bytes. A longer one is only counted.
-const MAX_PARSED: u64 = 64 * 1024;
-
 /// How much of a refused upload is read, in bytes, before it is cut off.
 const MAX_DISCARDED: usize = 16 * 1024 * 1024;
 
-pub(super) async fn answer(mut request: Request<Incoming>, connection: &Connection) -> Response<Body> {
+/// The answer to a request, and what the connection becomes if that was a handshake and is accepted.
+pub(super) async fn answer(
+    mut request: Request<Incoming>,
+    connection: &Connection,
+) -> (Response<Body>, Option<Socket>) {
     let upgrade = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
     let target = Target::of(&head, &connection.plays);
@@ -42,6 +46,7 @@ pub(super) async fn answer(mut request: Request<Incoming>, connection: &Connecti
     };
 
     let mut close = false;
+    let mut socket = None;
     let reply = match next {
         Next::HangUp => {
             connection.hang_up.notify_one();
@@ -56,7 +61,7 @@ pub(super) async fn answer(mut request: Request<Incoming>, connection: &Connecti
             reply
         }
         Next::Connect(headers, protocol, path) => {
-            *connection.socket() = Some(Socket { upgrade, protocol, path: path.to_owned(), number });
+            socket = Some(Socket { upgrade, protocol, path: path.to_owned(), number });
             Reply::switching(headers)
         }
         Next::Perform(target) => match read(&target, body).await {
@@ -69,12 +74,12 @@ pub(super) async fn answer(mut request: Request<Incoming>, connection: &Connecti
         tokio::time::sleep(latency).await;
     }
     shared.state().answered(number, reply.status);
-    let mut response = reply.into_response(number, connection);
+    let mut response = response(reply, number, connection);
     // HTTP/2 has no such header.
     if close && head.version < Version::HTTP_2 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response
+    (response, socket)
 }
 
 /// The credentials that a request shows: its `authorization` headers, or its realtime token as the bearer that it is.
@@ -238,18 +243,6 @@ async fn read(target: &Target<'_>, mut body: Incoming) -> hyper::Result<Value> {
     Ok(output(target.path, bytes, &kept))
 }
 
-/// What every application puts out: what came to it. Of what is longer than [`MAX_PARSED`] only the length counts.
-pub(super) fn output(path: &str, bytes: u64, input: &[u8]) -> Value {
-    let mut output = json!({ "images": [], "seed": 0, "path": path, "bytes": bytes });
-    if bytes <= MAX_PARSED
-        && let Ok(Value::Object(mut input)) = serde_json::from_slice(input)
-        && let Some(prompt) = input.remove("prompt")
-    {
-        output["prompt"] = prompt;
-    }
-    output
-}
-
 /// Does what is asked, now that the whole request is there.
 fn perform(target: Target<'_>, output: Value, head: &Parts, number: u64, connection: &Connection) -> Reply {
     match target.call {
@@ -266,18 +259,10 @@ fn perform(target: Target<'_>, output: Value, head: &Parts, number: u64, connect
     }
 }
 
-/// Plays the application.
-pub(super) fn run(output: Value, connection: &Connection) -> Reply {
-    let mut state = connection.shared.state();
-    state.runs += 1;
-    let failure = state.next_failure(Failure::is_the_applications);
-    failure.and_then(Reply::failure).unwrap_or_else(|| Reply::application(StatusCode::OK, output))
-}
-
 /// Where a job stands, and the URLs by which to follow it.
 fn queued(id: &str, app: &str, stage: Stage, head: &Parts, connection: &Connection) -> Reply {
     let path = format!("/{app}/requests/{id}");
-    let url = connection.plays.url(&connection.shared, head, Host::Queue, &path);
+    let url = connection.url(head, Host::Queue, &path);
     let mut body = json!({
         "request_id": id,
         "response_url": url,
@@ -312,7 +297,7 @@ fn cancel(job: &mut Job) -> Reply {
 
 /// Where to upload a file, and where it will be found.
 fn initiated(number: u64, head: &Parts, connection: &Connection) -> Reply {
-    let url = |path: String| connection.plays.url(&connection.shared, head, Host::Storage, &path);
+    let url = |path: String| connection.url(head, Host::Storage, &path);
     let id = request_id(number);
     Reply::ok(json!({
         "upload_url": url(format!("{UPLOADS}{id}?signature=of-the-mock")),

@@ -1,11 +1,15 @@
-//! What a connection is to those who serve it, and the tasks that end with it.
+//! What a connection is to those who serve it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use hyper::rt::Executor;
-use tokio::sync::{Notify, watch};
+use http::request::Parts;
+use tokio::sync::Notify;
 
-use super::{Shared, socket::Socket, target::Plays};
+use super::{
+    scope::Tasks,
+    shared::Shared,
+    target::{Host, Plays, authority},
+};
 
 /// What the answer to a request needs to know of the connection that the request came on.
 pub(super) struct Connection {
@@ -15,56 +19,21 @@ pub(super) struct Connection {
     pub(super) tasks: Tasks,
     /// Closes the connection, whatever goes on there.
     pub(super) hang_up: Notify,
-    socket: Mutex<Option<Socket>>,
 }
 
 impl Connection {
     pub(super) fn new(shared: Arc<Shared>, plays: Plays, tasks: Tasks) -> Self {
-        Self { shared, plays, tasks, hang_up: Notify::new(), socket: Mutex::default() }
+        Self { shared, plays, tasks, hang_up: Notify::new() }
     }
 
-    /// What the connection becomes when it has ended as one of HTTP.
-    pub(super) fn socket(&self) -> MutexGuard<'_, Option<Socket>> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Owns tasks: those that were spawned in it end when it is dropped.
-///
-/// A `JoinSet` would do the same, but only through `&mut`: hyper spawns the streams of HTTP/2 on its own.
-pub(super) struct Scope(watch::Sender<()>);
-
-impl Scope {
-    pub(super) fn new() -> Self {
-        Self(watch::Sender::new(()))
-    }
-
-    pub(super) fn tasks(&self) -> Tasks {
-        Tasks(self.0.subscribe())
-    }
-}
-
-/// Spawns tasks in a [`Scope`].
-#[derive(Clone)]
-pub(super) struct Tasks(watch::Receiver<()>);
-
-impl Tasks {
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        tokio::spawn(self.clone().run(task));
-    }
-
-    /// The task itself, for whoever spawns it.
-    pub(super) async fn run(mut self, task: impl Future<Output = ()>) {
-        tokio::select! {
-            // Nothing is ever sent: this is the end of the scope.
-            _ = self.0.changed() => {}
-            () = task => {}
+    /// The URL at which whoever sent this request finds a path on another of the hosts.
+    pub(super) fn url(&self, head: &Parts, host: Host, path: &str) -> String {
+        let Plays::All(scheme) = &self.plays else { return format!("{}{path}", self.shared.origin(host)) };
+        let authority = authority(head);
+        if Host::named(authority).is_none() {
+            return format!("{scheme}://{authority}{}{path}", host.prefix());
         }
-    }
-}
-
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
-    fn execute(&self, task: F) {
-        self.spawn(task);
+        let port = authority.split_once(':').map(|(_, port)| format!(":{port}")).unwrap_or_default();
+        format!("{scheme}://{}{port}{path}", host.name())
     }
 }

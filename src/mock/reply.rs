@@ -1,29 +1,18 @@
-//! Every answer there is, and how it goes out.
+//! Every answer there is.
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
-use http_body_util::{Either, Full, channel::Channel};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
-use super::{
-    connection::Connection,
-    failure::{ErrorType, Failure},
-    state::request_id,
-};
-
-pub(super) type Body = Either<Full<Bytes>, Channel<Bytes>>;
-
-/// How many events a stream has.
-const EVENTS: usize = 3;
+use super::failure::{ErrorType, Failure};
 
 /// The status, headers and body of an answer.
 #[derive(Clone)]
 pub(super) struct Reply {
     pub(super) status: StatusCode,
-    headers: HeaderMap,
-    body: Value,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Value,
     /// Whether the body is sent as the events of a stream.
-    streamed: bool,
+    pub(super) streamed: bool,
 }
 
 impl Reply {
@@ -111,54 +100,12 @@ impl Reply {
         self
     }
 
-    pub(super) fn body(&self) -> &Value {
-        &self.body
-    }
-
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-    }
-
-    pub(super) fn into_response(self, number: u64, connection: &Connection) -> Response<Body> {
-        let (content_type, body) = if self.streamed {
-            (Some("text/event-stream"), Either::Right(events(self.body, connection)))
-        } else if self.status == StatusCode::SWITCHING_PROTOCOLS {
-            (None, Either::Left(Full::default()))
-        } else {
-            (Some("application/json"), Either::Left(Full::from(self.body.to_string())))
-        };
-        let mut response = Response::new(body);
-        *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers;
-        if let Some(content_type) = content_type {
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        }
-        if let Ok(id) = HeaderValue::try_from(request_id(number)) {
-            response.headers_mut().insert("x-fal-request-id", id);
-        }
-        response
     }
 }
 
 /// `startup_timeout` in words.
 fn words(name: &str) -> String {
     name.replace('_', " ")
-}
-
-/// Sends each event as soon as the test lets it go.
-fn events(mut output: Value, connection: &Connection) -> Channel<Bytes> {
-    let (mut sender, body) = Channel::new(1);
-    let mut allowed = connection.shared.events.subscribe();
-    connection.tasks.spawn(async move {
-        for event in 0..EVENTS {
-            if allowed.wait_for(|allowed| event < *allowed).await.is_err() {
-                return;
-            }
-            output["event"] = event.into();
-            if sender.send_data(format!("data: {output}\n\n").into()).await.is_err() {
-                return;
-            }
-        }
-    });
-    body
 }

@@ -1,6 +1,10 @@
 //! Listeners and connections.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use hyper::service::service_fn;
 use hyper_util::{rt::TokioIo, server::conn::auto};
@@ -10,9 +14,11 @@ use tokio::{
 };
 
 use super::{
-    Shared,
     answer::answer,
-    connection::{Connection, Scope, Tasks},
+    connection::Connection,
+    scope::{Scope, Tasks},
+    shared::Shared,
+    socket::Socket,
     target::{Host, Plays},
 };
 
@@ -39,15 +45,23 @@ where
 {
     let scope = Scope::new();
     let connection = Arc::new(Connection::new(shared, plays, scope.tasks()));
+    // What the connection becomes when it has ended as one of HTTP.
+    let socket = Arc::new(Mutex::new(None));
     let service = service_fn(|request| {
-        let connection = Arc::clone(&connection);
-        async move { Ok::<_, Infallible>(answer(request, &connection).await) }
+        let (connection, socket) = (Arc::clone(&connection), Arc::clone(&socket));
+        async move {
+            let (response, accepted) = answer(request, &connection).await;
+            if accepted.is_some() {
+                *slot(&socket) = accepted;
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let server = auto::Builder::new(scope.tasks());
     let served = async {
         // How a connection ends is the client's affair; an error here has no one to be told to.
         let _ = server.serve_connection_with_upgrades(TokioIo::new(io), service).await;
-        let socket = connection.socket().take();
+        let socket = slot(&socket).take();
         if let Some(socket) = socket {
             let _ = socket.serve(&connection).await;
         }
@@ -56,4 +70,9 @@ where
         () = served => {}
         () = connection.hang_up.notified() => {}
     }
+}
+
+fn slot(socket: &Mutex<Option<Socket>>) -> MutexGuard<'_, Option<Socket>> {
+    // It is only ever assigned: a panic elsewhere leaves nothing half done.
+    socket.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -14,10 +14,11 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    answer::{output, run},
+    application::{output, run},
     connection::Connection,
     reply::Reply,
-    state::request_id,
+    request_id::request_id,
+    send::response,
 };
 
 /// What a connection is once its handshake was accepted.
@@ -96,10 +97,10 @@ async fn realtime(
     let reply = application(path, &input, connection);
     stream
         .send(if !reply.status.is_success() {
-            let reason = reply.body()["detail"].as_str().unwrap_or_default();
+            let reason = reply.body["detail"].as_str().unwrap_or_default();
             text(&json!({ "type": "x-fal-error", "error": "INTERNAL_ERROR", "reason": reason }))
         } else if is_text {
-            text(reply.body())
+            text(&reply.body)
         } else {
             // The client's own msgpack: the mock reads none.
             Message::Binary(input)
@@ -117,7 +118,7 @@ async fn http(
     let begun = Instant::now();
     let reply = application(path, &message.into_data(), connection);
     let reply = if path.ends_with("/stream") { reply.streamed() } else { reply };
-    let (head, mut body) = reply.into_response(number, connection).into_parts();
+    let (head, mut body) = response(reply, number, connection).into_parts();
     let (id, status) = (request_id(number), head.status.as_u16());
     let header = |(name, value): (&HeaderName, &HeaderValue)| Some((name.to_string(), value.to_str().ok()?.into()));
     let headers: Map<String, Value> = head.headers.iter().filter_map(header).collect();

@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 use http::{HeaderValue, StatusCode};
 use subtle::ConstantTimeEq as _;
 
-use super::{Failure, Lock, Presented, Received, reply::Reply};
+use super::{
+    failure::{Failure, Lock},
+    received::{Presented, Received},
+    reply::Reply,
+    request_id::request_number,
+};
 use crate::credential::{Credential, KeyId};
 
 /// How many requests the log holds, and how many jobs the queue. The oldest goes first.
@@ -133,16 +138,8 @@ impl State {
     }
 
     pub(super) fn job(&mut self, app: &str, id: &str) -> Option<&mut Job> {
-        let number = u64::from_str_radix(id.strip_prefix(ID_PREFIX)?, 16).ok()?;
-        self.jobs.get_mut(&number).filter(|job| job.app == app)
+        self.jobs.get_mut(&request_number(id)?).filter(|job| job.app == app)
     }
-}
-
-/// Every request has a UUID of its own, in which it is counted.
-const ID_PREFIX: &str = "00000000-0000-4000-8000-";
-
-pub(super) fn request_id(number: u64) -> String {
-    format!("{ID_PREFIX}{number:012x}")
 }
 
 fn keep<T>(kept: &mut BTreeMap<u64, T>, number: u64, item: T) {

@@ -7,8 +7,6 @@ use http::{
     uri::Scheme,
 };
 
-use super::Shared;
-
 /// One of fal's hosts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Host {
@@ -25,7 +23,7 @@ pub(super) enum Host {
 
 impl Host {
     /// Its name at fal.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Run => "fal.run",
             Self::Queue => "queue.fal.run",
@@ -37,7 +35,7 @@ impl Host {
     }
 
     /// What stands in front of a path where no name tells.
-    fn prefix(self) -> &'static str {
+    pub(super) fn prefix(self) -> &'static str {
         match self {
             Self::Run => "/run",
             Self::Queue => "/queue",
@@ -49,7 +47,7 @@ impl Host {
     }
 
     /// The host that an authority names, if it names one of fal's. Its first label is enough.
-    fn named(authority: &str) -> Option<Self> {
+    pub(super) fn named(authority: &str) -> Option<Self> {
         Some(match authority.split_once('.')?.0.to_ascii_lowercase().as_str() {
             "fal" | "falrun" => Self::Run,
             "queue" => Self::Queue,
@@ -78,19 +76,6 @@ pub(super) enum Plays {
     One(Host),
     /// All, told apart by the beginning of the path. The scheme is that of the URLs in answers.
     All(Scheme),
-}
-
-impl Plays {
-    /// The URL at which whoever sent this request finds a path on another of the hosts.
-    pub(super) fn url(&self, shared: &Shared, head: &Parts, host: Host, path: &str) -> String {
-        let Self::All(scheme) = self else { return format!("{}{path}", shared.origin(host)) };
-        let authority = authority(head);
-        if Host::named(authority).is_none() {
-            return format!("{scheme}://{authority}{}{path}", host.prefix());
-        }
-        let port = authority.split_once(':').map(|(_, port)| format!(":{port}")).unwrap_or_default();
-        format!("{scheme}://{}{port}{path}", host.name())
-    }
 }
 
 /// What a request is about.

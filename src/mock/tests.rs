@@ -1,11 +1,12 @@
 use std::{
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
     time::Instant,
 };
 
 use bytes::Bytes;
-use http::{Request, Response, header};
+use http::{Method, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame, Incoming};
 use hyper_util::{
@@ -18,7 +19,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::*;
+use super::{state::State, *};
 
 const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
 

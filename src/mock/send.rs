@@ -1,0 +1,51 @@
+//! How an answer goes out.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::{Either, Full, channel::Channel};
+use serde_json::Value;
+
+use super::{connection::Connection, reply::Reply, request_id::request_id};
+
+pub(super) type Body = Either<Full<Bytes>, Channel<Bytes>>;
+
+/// How many events a stream has.
+const EVENTS: usize = 3;
+
+pub(super) fn response(reply: Reply, number: u64, connection: &Connection) -> Response<Body> {
+    let (content_type, body) = if reply.streamed {
+        (Some("text/event-stream"), Either::Right(events(reply.body, connection)))
+    } else if reply.status == StatusCode::SWITCHING_PROTOCOLS {
+        (None, Either::Left(Full::default()))
+    } else {
+        (Some("application/json"), Either::Left(Full::from(reply.body.to_string())))
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = reply.status;
+    *response.headers_mut() = reply.headers;
+    if let Some(content_type) = content_type {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    }
+    if let Ok(id) = HeaderValue::try_from(request_id(number)) {
+        response.headers_mut().insert("x-fal-request-id", id);
+    }
+    response
+}
+
+/// Sends each event as soon as the test lets it go.
+fn events(mut output: Value, connection: &Connection) -> Channel<Bytes> {
+    let (mut sender, body) = Channel::new(1);
+    let mut allowed = connection.shared.events.subscribe();
+    connection.tasks.spawn(async move {
+        for event in 0..EVENTS {
+            if allowed.wait_for(|allowed| event < *allowed).await.is_err() {
+                return;
+            }
+            output["event"] = event.into();
+            if sender.send_data(format!("data: {output}\n\n").into()).await.is_err() {
+                return;
+            }
+        }
+    });
+    body
+}

@@ -1,0 +1,57 @@
+//! What the handles and the connections have in common.
+
+use std::{
+    net::SocketAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use http::Uri;
+use tokio::sync::watch;
+
+use super::{state::State, target::Host};
+
+/// Where the hosts are, and what the mock knows.
+pub(super) struct Shared {
+    pub(super) run: SocketAddr,
+    pub(super) queue: SocketAddr,
+    pub(super) ws: SocketAddr,
+    pub(super) rest: SocketAddr,
+    pub(super) storage: SocketAddr,
+    pub(super) state: Mutex<State>,
+    /// How many events a stream may send.
+    pub(super) events: watch::Sender<usize>,
+}
+
+impl Shared {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is one assignment or one collection call: a panic elsewhere leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a host is played on a port of its own.
+    pub(super) fn origin(&self, host: Host) -> String {
+        let address = match host {
+            Host::Queue => self.queue,
+            Host::Ws => self.ws,
+            Host::Rest => self.rest,
+            Host::Storage => self.storage,
+            // The Platform API has no port: it goes by its name, on any.
+            Host::Run | Host::Platform => self.run,
+        };
+        format!("http://{address}")
+    }
+
+    pub(super) fn url(&self, host: Host, path: &str) -> Uri {
+        self.at(&self.origin(host), path)
+    }
+
+    /// The same for a WebSocket.
+    pub(super) fn socket_url(&self, host: Host, path: &str) -> Uri {
+        self.at(&self.origin(host).replacen("http", "ws", 1), path)
+    }
+
+    fn at(&self, origin: &str, path: &str) -> Uri {
+        let path = path.trim_start_matches('/');
+        format!("{origin}/{path}").parse().unwrap_or_else(|error| panic!("`{path}` is no path of a URL: {error}"))
+    }
+}
