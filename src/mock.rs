@@ -122,8 +122,9 @@ mod answer;
 mod application;
 mod connection;
 mod failure;
+mod handle;
 mod received;
-mod reply;
+mod refusal;
 mod request_id;
 mod scope;
 mod send;
@@ -132,6 +133,7 @@ mod shared;
 mod socket;
 mod state;
 mod target;
+mod upload;
 
 use std::{
     fmt, io,

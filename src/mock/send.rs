@@ -5,24 +5,24 @@ use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{Either, Full, channel::Channel};
 use serde_json::Value;
 
-use super::{connection::Connection, reply::Reply, request_id::request_id};
+use super::{answer::Answer, connection::Connection, request_id::request_id};
 
 pub(super) type Body = Either<Full<Bytes>, Channel<Bytes>>;
 
 /// How many events a stream has.
 const EVENTS: usize = 3;
 
-pub(super) fn response(reply: Reply, number: u64, connection: &Connection) -> Response<Body> {
-    let (content_type, body) = if reply.streamed {
-        (Some("text/event-stream"), Either::Right(events(reply.body, connection)))
-    } else if reply.status == StatusCode::SWITCHING_PROTOCOLS {
+pub(super) fn response(answer: Answer, number: u64, connection: &Connection) -> Response<Body> {
+    let (content_type, body) = if answer.streamed {
+        (Some("text/event-stream"), Either::Right(events(answer.body, connection)))
+    } else if answer.status == StatusCode::SWITCHING_PROTOCOLS {
         (None, Either::Left(Full::default()))
     } else {
-        (Some("application/json"), Either::Left(Full::from(reply.body.to_string())))
+        (Some("application/json"), Either::Left(Full::from(answer.body.to_string())))
     };
     let mut response = Response::new(body);
-    *response.status_mut() = reply.status;
-    *response.headers_mut() = reply.headers;
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
     if let Some(content_type) = content_type {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     }

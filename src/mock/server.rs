@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use super::{
-    answer::answer,
     connection::Connection,
+    handle::handle,
     scope::{Scope, Tasks},
     shared::Shared,
     socket::Socket,
@@ -50,7 +50,7 @@ where
     let service = service_fn(|request| {
         let (connection, socket) = (Arc::clone(&connection), Arc::clone(&socket));
         async move {
-            let (response, accepted) = answer(request, &connection).await;
+            let (response, accepted) = handle(request, &connection).await;
             if accepted.is_some() {
                 *slot(&socket) = accepted;
             }

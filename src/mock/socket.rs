@@ -14,9 +14,9 @@ use tokio_tungstenite::{
 };
 
 use super::{
+    answer::Answer,
     application::{output, run},
     connection::Connection,
-    reply::Reply,
     request_id::request_id,
     send::response,
 };
@@ -83,7 +83,7 @@ impl Socket {
     }
 }
 
-fn application(path: &str, input: &[u8], connection: &Connection) -> Reply {
+fn application(path: &str, input: &[u8], connection: &Connection) -> Answer {
     run(output(path, input.len() as u64, input), connection)
 }
 
@@ -94,13 +94,13 @@ async fn realtime(
     connection: &Connection,
 ) -> tungstenite::Result<()> {
     let (is_text, input) = (message.is_text(), message.into_data());
-    let reply = application(path, &input, connection);
+    let answer = application(path, &input, connection);
     stream
-        .send(if !reply.status.is_success() {
-            let reason = reply.body["detail"].as_str().unwrap_or_default();
+        .send(if !answer.status.is_success() {
+            let reason = answer.body["detail"].as_str().unwrap_or_default();
             text(&json!({ "type": "x-fal-error", "error": "INTERNAL_ERROR", "reason": reason }))
         } else if is_text {
-            text(&reply.body)
+            text(&answer.body)
         } else {
             // The client's own msgpack: the mock reads none.
             Message::Binary(input)
@@ -116,9 +116,9 @@ async fn http(
     connection: &Connection,
 ) -> tungstenite::Result<()> {
     let begun = Instant::now();
-    let reply = application(path, &message.into_data(), connection);
-    let reply = if path.ends_with("/stream") { reply.streamed() } else { reply };
-    let (head, mut body) = response(reply, number, connection).into_parts();
+    let answer = application(path, &message.into_data(), connection);
+    let answer = if path.ends_with("/stream") { answer.streamed() } else { answer };
+    let (head, mut body) = response(answer, number, connection).into_parts();
     let (id, status) = (request_id(number), head.status.as_u16());
     let header = |(name, value): (&HeaderName, &HeaderValue)| Some((name.to_string(), value.to_str().ok()?.into()));
     let headers: Map<String, Value> = head.headers.iter().filter_map(header).collect();

@@ -6,9 +6,9 @@ use http::{HeaderValue, StatusCode};
 use subtle::ConstantTimeEq as _;
 
 use super::{
+    answer::Answer,
     failure::{Failure, Lock},
     received::{Presented, Received},
-    reply::Reply,
     request_id::request_number,
 };
 use crate::credential::{Credential, KeyId};
@@ -40,7 +40,7 @@ pub(super) struct Job {
     pub(super) app: String,
     pub(super) stage: Stage,
     /// What the application answered.
-    pub(super) output: Reply,
+    pub(super) output: Answer,
 }
 
 /// Where a job stands: each look at it finds it one further.
@@ -65,7 +65,7 @@ impl Job {
         found
     }
 
-    pub(super) fn complete(&mut self) -> &Reply {
+    pub(super) fn complete(&mut self) -> &Answer {
         self.stage = Stage::Completed;
         &self.output
     }

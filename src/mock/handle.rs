@@ -1,0 +1,210 @@
+//! From a request to its answer: the outline first, then each of its steps.
+
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Version,
+    header::{AUTHORIZATION, CONNECTION},
+    request::Parts,
+};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::{
+    answer::Answer,
+    application::{MAX_PARSED, output, run},
+    connection::Connection,
+    failure::ErrorType,
+    received::Received,
+    refusal::{credentials, refusal},
+    request_id::request_id,
+    send::{Body, response},
+    socket::{self, Protocol, Socket},
+    state::{Job, Stage, State},
+    target::{Call, Host, Target, UPLOADS, authority},
+    upload,
+};
+
+/// The answer to a request, and what the connection becomes if that was a handshake and is accepted.
+pub(super) async fn handle(
+    mut request: Request<Incoming>,
+    connection: &Connection,
+) -> (Response<Body>, Option<Socket>) {
+    let upgrade = hyper::upgrade::on(&mut request);
+    let (head, body) = request.into_parts();
+    let target = Target::of(&head, &connection.plays);
+    let credentials = credentials(&head, target.as_ref().ok());
+    let shared = &connection.shared;
+    let (number, next, latency, closes) = {
+        let mut state = shared.state();
+        let number = log(&mut state, &head, &credentials);
+        let next = decide(&mut state, &head, target, &credentials, connection);
+        (number, next, state.latency, state.close_on_refusal)
+    };
+
+    let mut close = false;
+    let mut socket = None;
+    let answer = match next {
+        Next::HangUp => {
+            connection.hang_up.notify_one();
+            // The connection takes this future along.
+            std::future::pending().await
+        }
+        Next::Answer(answer) => {
+            close = closes && answer.is_refusal();
+            if !close {
+                upload::discard(body, &connection.tasks);
+            }
+            answer
+        }
+        Next::Connect(headers, protocol, path) => {
+            socket = Some(Socket { upgrade, protocol, path: path.to_owned(), number });
+            Answer::switching(headers)
+        }
+        Next::Perform(target) => match upload::read(body, MAX_PARSED).await {
+            Ok(upload) => {
+                let output = output(target.path, upload.length, &upload.start);
+                perform(target, output, &head, number, connection)
+            }
+            Err(_) => Answer::body_cut_off(),
+        },
+    };
+
+    if !latency.is_zero() {
+        tokio::time::sleep(latency).await;
+    }
+    shared.state().answered(number, answer.status);
+    let mut response = response(answer, number, connection);
+    // HTTP/2 has no such header.
+    if close && head.version < Version::HTTP_2 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    (response, socket)
+}
+
+fn log(state: &mut State, head: &Parts, credentials: &[HeaderValue]) -> u64 {
+    state.arrived(Received {
+        method: head.method.clone(),
+        host: authority(head).to_owned(),
+        path: head.uri.path().to_owned(),
+        version: head.version,
+        presented: state.presented(credentials),
+        status: None,
+    })
+}
+
+/// What follows once the head of a request is known.
+enum Next<'a> {
+    HangUp,
+    /// Answer without waiting for the body.
+    Answer(Answer),
+    /// Accept the handshake with these headers, and talk about this path.
+    Connect(HeaderMap, Protocol, &'a str),
+    /// Read the body, and do what is asked.
+    Perform(Target<'a>),
+}
+
+fn decide<'a>(
+    state: &mut State,
+    head: &Parts,
+    target: Result<Target<'a>, &str>,
+    credentials: &[HeaderValue],
+    connection: &Connection,
+) -> Next<'a> {
+    if let Some(failure) = state.next_failure(|failure| !failure.is_the_applications()) {
+        return Answer::failure(failure).map_or(Next::HangUp, Next::Answer);
+    }
+    let target = match target {
+        Ok(target) => target,
+        Err(path) => return Next::Answer(Answer::detail(StatusCode::NOT_FOUND, format!("Path {path} not found"))),
+    };
+    let refusal = refusal(state, &target, credentials);
+    if target.call == Call::Connect {
+        // A realtime token is looked at only once the socket is open.
+        let by_token = !credentials.is_empty() && !head.headers.contains_key(AUTHORIZATION);
+        return match (refusal, socket::handshake(head)) {
+            (Some(refusal), Ok(headers)) if by_token && refusal.status == StatusCode::UNAUTHORIZED => {
+                Next::Connect(headers, Protocol::Refusal, target.path)
+            }
+            (Some(refusal), _) => Next::Answer(refusal),
+            (None, Err(rule)) => Next::Answer(Answer::detail(StatusCode::BAD_REQUEST, rule)),
+            (None, Ok(headers)) if target.host == Host::Ws => Next::Connect(headers, Protocol::Http, target.path),
+            (None, Ok(headers)) => Next::Connect(headers, Protocol::Realtime, target.path),
+        };
+    }
+    if let Some(refusal) = refusal {
+        return Next::Answer(refusal);
+    }
+    let (Call::Status(id) | Call::Result(id) | Call::Cancel(id)) = target.call else { return Next::Perform(target) };
+    let Some(job) = state.job(&target.app, id) else {
+        return Next::Answer(Answer::queue(StatusCode::NOT_FOUND, "NOT_FOUND"));
+    };
+    Next::Answer(match target.call {
+        Call::Status(_) => {
+            let stage = job.poll();
+            queued(id, &target.app, stage, head, connection)
+        }
+        Call::Cancel(_) => cancel(job),
+        _ => job.complete().clone(),
+    })
+}
+
+/// Does what is asked, now that the whole request is there.
+fn perform(target: Target<'_>, output: Value, head: &Parts, number: u64, connection: &Connection) -> Answer {
+    match target.call {
+        Call::Run => run(output, connection),
+        Call::Stream => run(output, connection).streamed(),
+        Call::Submit => {
+            let answer = queued(&request_id(number), &target.app, Stage::Queued, head, connection);
+            let output = run(output, connection);
+            connection.shared.state().submit(number, Job { app: target.app, stage: Stage::Queued, output });
+            answer
+        }
+        Call::Initiate => initiated(number, head, connection),
+        _ => Answer::ok(output),
+    }
+}
+
+/// Where a job stands, and the URLs by which to follow it.
+fn queued(id: &str, app: &str, stage: Stage, head: &Parts, connection: &Connection) -> Answer {
+    let path = format!("/{app}/requests/{id}");
+    let url = connection.url(head, Host::Queue, &path);
+    let mut body = json!({
+        "request_id": id,
+        "response_url": url,
+        "status_url": format!("{url}/status"),
+        "cancel_url": format!("{url}/cancel"),
+    });
+    body["status"] = match stage {
+        Stage::Queued => {
+            body["queue_position"] = 0.into();
+            "IN_QUEUE".into()
+        }
+        Stage::InProgress => {
+            body["logs"] = Value::Null;
+            "IN_PROGRESS".into()
+        }
+        Stage::Done | Stage::Completed => {
+            body["logs"] = Value::Null;
+            "COMPLETED".into()
+        }
+    };
+    Answer::ok(body)
+}
+
+fn cancel(job: &mut Job) -> Answer {
+    if job.stage == Stage::Completed {
+        return Answer::queue(StatusCode::BAD_REQUEST, "ALREADY_COMPLETED");
+    }
+    job.output = Answer::error(ErrorType::ClientCancelled);
+    job.complete();
+    Answer::queue(StatusCode::ACCEPTED, "CANCELLATION_REQUESTED")
+}
+
+/// Where to upload a file, and where it will be found.
+fn initiated(number: u64, head: &Parts, connection: &Connection) -> Answer {
+    let url = |path: String| connection.url(head, Host::Storage, &path);
+    let id = request_id(number);
+    Answer::ok(json!({
+        "upload_url": url(format!("{UPLOADS}{id}?signature=of-the-mock")),
+        "file_url": url(format!("/files/{id}")),
+    }))
+}

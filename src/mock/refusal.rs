@@ -1,0 +1,93 @@
+//! Which credentials a request carries, and in which words fal refuses it.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::{HeaderValue, StatusCode, header::AUTHORIZATION, request::Parts};
+use serde_json::Value;
+
+use super::{
+    answer::Answer,
+    state::State,
+    target::{Call, Host, Target},
+};
+use crate::credential::Credential;
+
+/// The credentials of a request: its `authorization` headers, or its realtime token as the bearer that it is.
+pub(super) fn credentials(head: &Parts, target: Option<&Target<'_>>) -> Vec<HeaderValue> {
+    let headers: Vec<_> = head.headers.get_all(AUTHORIZATION).iter().cloned().collect();
+    let is_realtime = target.is_some_and(|target| target.host == Host::Run && target.call == Call::Connect);
+    if !headers.is_empty() || !is_realtime {
+        return headers;
+    }
+    let query = head.uri.query().unwrap_or_default();
+    let token = query.split('&').find_map(|pair| pair.strip_prefix("fal_jwt_token="));
+    // The copy that this makes wipes itself.
+    token.and_then(|token| Credential::bearer(token).ok()).map(|token| token.header().clone()).into_iter().collect()
+}
+
+/// The refusal of a request that may not go on, if it may not.
+pub(super) fn refusal(state: &mut State, target: &Target<'_>, credentials: &[HeaderValue]) -> Option<Answer> {
+    if target.call == Call::Upload {
+        // Its URL is all the permission that it needs.
+        return None;
+    }
+    let looks_at = match target.call {
+        Call::Status(id) | Call::Result(id) | Call::Cancel(id) => Some(id),
+        _ => None,
+    };
+    if let Some(grant) = state.granted(credentials) {
+        if !grant.permitted {
+            return Some(match target.host {
+                Host::Platform => Answer::platform_api(StatusCode::FORBIDDEN, "Access denied"),
+                _ => Answer::detail(StatusCode::FORBIDDEN, "Insufficient permissions"),
+            });
+        }
+        // A locked account can still look at what it has queued.
+        let reason = state.lock.filter(|_| looks_at.is_none())?.as_str();
+        return Some(Answer::detail(StatusCode::FORBIDDEN, format!("User is locked. Reason: {reason}.")));
+    }
+    let authorization = credentials.first();
+    if let (None, Some(id)) = (authorization, looks_at) {
+        // fal looks for the request before it misses the key: without any key, an unknown id is just unknown.
+        state.job(&target.app, id)?;
+    }
+    Some(match target.host {
+        Host::Platform => Answer::platform_api(StatusCode::UNAUTHORIZED, "Authentication required"),
+        _ => Answer::detail(StatusCode::UNAUTHORIZED, unauthorized(target, authorization)),
+    })
+}
+
+/// Why a credential that is not valid is refused.
+fn unauthorized(target: &Target<'_>, authorization: Option<&HeaderValue>) -> String {
+    let Some(authorization) = authorization else {
+        if target.host == Host::Rest {
+            return "Authorization header is required".to_owned();
+        }
+        return format!(
+            "Cannot access application \"{}\". Authentication is required to access this application.",
+            target.app
+        );
+    };
+    let mut words = authorization.as_bytes().splitn(2, |&byte| byte == b' ');
+    let scheme = words.next().unwrap_or_default();
+    let value = words.next().unwrap_or_default();
+    if scheme.eq_ignore_ascii_case(b"Bearer") {
+        if is_jwt(value) { "bearer: invalid token" } else { "bearer: unable to decode issuer" }
+    } else if !value.contains(&b':') {
+        "Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'."
+    } else {
+        match target.host {
+            Host::Queue => "invalid key credentials",
+            _ => "No user found for Key ID and Secret",
+        }
+    }
+    .to_owned()
+}
+
+/// Whether a token has three parts, of which the second holds claims. Who signed it is not looked at.
+fn is_jwt(token: &[u8]) -> bool {
+    let parts: Vec<_> = token.split(|&byte| byte == b'.').collect();
+    let [_header, claims, _signature] = parts.as_slice() else { return false };
+    URL_SAFE_NO_PAD
+        .decode(claims)
+        .is_ok_and(|claims| serde_json::from_slice::<Value>(&claims).is_ok_and(|claims| claims.is_object()))
+}
