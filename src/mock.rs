@@ -80,8 +80,8 @@
 //! |---|---|---|
 //! | 401 | `Cannot access application "owner/app". Authentication is required to access this application.` | no `authorization` header |
 //! | 401 | `Authorization header is required` | rest: no `authorization` header |
-//! | 401 | `No user found for Key ID and Secret` | run, ws, rest: unknown key |
-//! | 401 | `invalid key credentials` | queue: unknown key |
+//! | 401 | `invalid key credentials` | run, queue, ws: unknown key |
+//! | 401 | `No user found for Key ID and Secret` | rest: unknown key |
 //! | 401 | `Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'.` | a key without `:` |
 //! | 401 | `bearer: unable to decode issuer` | a bearer that is no JWT, such as an API key |
 //! | 401 | `bearer: invalid token` | an unknown JWT |

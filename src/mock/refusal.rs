@@ -76,8 +76,8 @@ fn unauthorized(target: &Target<'_>, authorization: Option<&HeaderValue>) -> Str
         "Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'."
     } else {
         match target.host {
-            Host::Queue => "invalid key credentials",
-            _ => "No user found for Key ID and Secret",
+            Host::Rest => "No user found for Key ID and Secret",
+            _ => "invalid key credentials",
         }
     }
     .to_owned()

@@ -315,7 +315,7 @@ mod tests {
         for url in [fal.ws_url("a/b"), fal.realtime_url("a/b/realtime")] {
             let nothing = r#"Cannot access application "a/b". Authentication is required to access this application."#;
             assert_eq!(refused(url.clone(), "").await, detail(401, nothing));
-            let unknown = detail(401, "No user found for Key ID and Secret");
+            let unknown = detail(401, "invalid key credentials");
             assert_eq!(refused(url.clone(), "Key id:other").await, unknown);
             let no_jwt = detail(401, "bearer: unable to decode issuer");
             assert_eq!(refused(url.clone(), "Bearer id:secret").await, no_jwt);

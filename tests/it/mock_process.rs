@@ -100,7 +100,7 @@ async fn a_key_is_accepted_revoked_and_locked_out_through_the_control_endpoint()
     let key = json!({"key": "my-key:not-a-secret"});
     assert_eq!(post(&client, &run).await[0], 200);
     assert_eq!(mock.tell("/revoke", &key).await, 200);
-    assert_eq!(post(&client, &run).await, json!([401, {"detail": "No user found for Key ID and Secret"}]));
+    assert_eq!(post(&client, &run).await, json!([401, {"detail": "invalid key credentials"}]));
     assert_eq!(mock.tell("/accept", &key).await, 200);
     assert_eq!(mock.tell("/lock", &json!({"reason": "TOP_UP"})).await, 200);
     assert_eq!(post(&client, &run).await, json!([403, {"detail": "User is locked. Reason: TOP_UP."}]));

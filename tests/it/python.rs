@@ -31,18 +31,18 @@ async fn drive(mock: &MockProcess) -> Value {
 }
 
 /// Every call of the driver that does not end in a stream's own error, each with this refusal.
-fn refused(status: u16, at_run: &str, at_queue: &str) -> Value {
-    let error = |message| json!({"status": status, "message": message, "error_type": null});
+fn refused(status: u16, message: &str) -> Value {
+    let error = || json!({"status": status, "message": message, "error_type": null});
     json!({
         "tls": "TLSv1.3",
-        "run": error(at_run),
+        "run": error(),
         "stream": {"error": "SSEError"},
-        "queued": error(at_queue),
-        "by_id": error(at_queue),
-        "cancelled": error(at_queue),
-        "subscribe": error(at_queue),
+        "queued": error(),
+        "by_id": error(),
+        "cancelled": error(),
+        "subscribe": error(),
         "realtime": {"error": "InvalidStatus"},
-        "asynchronous": error(at_run),
+        "asynchronous": error(),
     })
 }
 
@@ -81,12 +81,12 @@ async fn fals_python_client_runs_streams_queues_and_cancels() {
 async fn fals_python_client_shows_the_words_of_a_401_and_a_403() {
     let mock = MockProcess::start(KEY, true).await;
     assert_eq!(mock.tell("/revoke", &json!({"key": KEY})).await, 200);
-    let expected = refused(401, "No user found for Key ID and Secret", "invalid key credentials");
+    let expected = refused(401, "invalid key credentials");
     assert_eq!(drive(&mock).await, expected);
 
     assert_eq!(mock.tell("/accept", &json!({"key": KEY})).await, 200);
     assert_eq!(mock.tell("/lock", &json!({"reason": "Admin lock"})).await, 200);
     let locked = "User is locked. Reason: Admin lock. Please contact support@fal.ai.";
-    assert_eq!(drive(&mock).await, refused(403, locked, locked));
+    assert_eq!(drive(&mock).await, refused(403, locked));
     assert_eq!(mock.received().await["runs"], 0);
 }
