@@ -120,6 +120,7 @@
 
 mod answer;
 mod application;
+mod by_path;
 mod connection;
 mod failure;
 mod handle;
@@ -150,6 +151,7 @@ use tokio::{
 };
 
 pub use self::{
+    answer::Answer,
     failure::{ErrorType, Failure, Lock},
     received::{Presented, Received},
 };
@@ -324,6 +326,34 @@ impl MockFal {
     /// Takes back what [`lock`](Self::lock) did.
     pub fn unlock(&self) {
         self.shared.state().lock = None;
+    }
+
+    /// What an application answers from now on: a JSON value, or an [`Answer`] with a status and headers.
+    ///
+    /// `app` is a path such as `fal-ai/flux`, and holds for all below it as well; where several hold, the longest
+    /// one counts. It is the answer to a run, to each message of a WebSocket, and the result of each job that is
+    /// submitted from then on. The events of a stream are each the same value, with their number if it is an object.
+    ///
+    /// The application is asked only by requests with a valid credential, and a [`Failure`] of its own goes first.
+    ///
+    /// ```
+    /// # use http::StatusCode;
+    /// # use serde_json::json;
+    /// # use tower_fal::mock::{Answer, MockFal};
+    /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+    /// let fal = MockFal::start().await?;
+    /// fal.answer("fal-ai/flux", json!({ "images": [{ "url": "https://v3.fal.media/files/cat.png" }] }));
+    /// fal.answer("fal-ai/flux/dev", Answer::json(json!({ "detail": "Not today" })).status(StatusCode::FORBIDDEN));
+    /// # Ok(()) }
+    /// ```
+    pub fn answer(&self, app: &str, answer: impl Into<Answer>) {
+        let answer = answer.into();
+        self.shared.state().set_answer(app, Some(answer));
+    }
+
+    /// Takes back what [`answer`](Self::answer) did for this very path.
+    pub fn clear_answer(&self, app: &str) {
+        self.shared.state().set_answer(app, None);
     }
 
     /// How long the head of each answer waits once it is decided. Zero at first; zero also needs no Tokio timer.

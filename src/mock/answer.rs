@@ -1,91 +1,175 @@
-//! Every answer there is.
+//! An answer, of fal's or of an application's.
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 
 use super::failure::{ErrorType, Failure};
 
-/// The status, headers and body of an answer.
-#[derive(Clone)]
-pub(super) struct Answer {
+/// The header that names the runner which served a request.
+const SERVED_FROM: HeaderName = HeaderName::from_static("x-fal-served-from");
+
+/// The header that says how much a request costs.
+const BILLABLE_UNITS: HeaderName = HeaderName::from_static("x-fal-billable-units");
+
+/// What an application answers: a status, headers and a body. [`MockFal::answer`](super::MockFal::answer) takes it.
+///
+/// A new one is what a runner of fal's answers: 200, with the headers `x-fal-served-from` and `x-fal-billable-units`.
+/// `x-fal-request-id` is added to every answer when it is sent.
+///
+/// ```
+/// use http::StatusCode;
+/// use serde_json::json;
+/// use tower_fal::mock::Answer;
+///
+/// // An application that refuses in fal's own words ...
+/// let forged = Answer::json(json!({ "detail": "invalid key credentials" })).status(StatusCode::UNAUTHORIZED);
+/// // ... and does so without the headers that tell a runner's answer from fal's.
+/// let disguised = forged.without_runner_headers();
+/// // What a proxy in front of it may answer instead.
+/// let page = Answer::bytes("text/html", "<title>502 Bad Gateway</title>").status(StatusCode::BAD_GATEWAY);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
-    pub(super) body: Value,
-    /// Whether the body is sent as the events of a stream.
-    pub(super) streamed: bool,
+    pub(super) content: Content,
+}
+
+/// The body of an answer.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    Nothing,
+    Json(Value),
+    /// The same value in each event of a stream.
+    Events(Value),
+    Bytes(Bytes),
 }
 
 impl Answer {
-    fn new(status: StatusCode, body: Value) -> Self {
-        Self { status, headers: HeaderMap::new(), body, streamed: false }
+    /// A JSON body.
+    pub fn json(body: Value) -> Self {
+        Self::application(StatusCode::OK, body)
     }
 
-    fn with(mut self, name: &'static str, value: impl Into<HeaderValue>) -> Self {
-        self.headers.insert(HeaderName::from_static(name), value.into());
+    /// Any other body, with its content type.
+    ///
+    /// It goes out as it is, also where a stream is asked for.
+    ///
+    /// # Panics
+    /// When the content type cannot be the value of a header.
+    pub fn bytes(content_type: &str, body: impl Into<Bytes>) -> Self {
+        let answer = Self::new(StatusCode::OK, Content::Bytes(body.into())).by_a_runner();
+        answer.header("content-type", content_type)
+    }
+
+    /// The status: a final one, so none below 200. 200 at first.
+    #[must_use]
+    pub fn status(mut self, status: StatusCode) -> Self {
+        self.status = status;
         self
     }
 
+    /// A header. It replaces those that have its name already.
+    ///
+    /// # Panics
+    /// When the name or the value cannot be those of a header.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        let name: HeaderName =
+            name.parse().unwrap_or_else(|error| panic!("`{name}` is not the name of a header: {error}"));
+        let value = HeaderValue::from_str(value)
+            .unwrap_or_else(|error| panic!("the value of `{name}` is not one of a header: {error}"));
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// Takes away `x-fal-served-from` and `x-fal-billable-units`: the answer no longer says that a runner gave it.
+    ///
+    /// A gateway in front of the application answers like this.
+    #[must_use]
+    pub fn without_runner_headers(mut self) -> Self {
+        self.headers.remove(SERVED_FROM);
+        self.headers.remove(BILLABLE_UNITS);
+        self
+    }
+
+    fn new(status: StatusCode, content: Content) -> Self {
+        Self { status, headers: HeaderMap::new(), content }
+    }
+
+    fn with(mut self, name: HeaderName, value: impl Into<HeaderValue>) -> Self {
+        self.headers.insert(name, value.into());
+        self
+    }
+
+    fn with_json(status: StatusCode, body: Value) -> Self {
+        Self::new(status, Content::Json(body)).with(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+    }
+
+    fn by_a_runner(self) -> Self {
+        self.with(SERVED_FROM, HeaderValue::from_static("00000000-0000-4000-9000-000000000001")).with(BILLABLE_UNITS, 1)
+    }
+
     pub(super) fn ok(body: Value) -> Self {
-        Self::new(StatusCode::OK, body)
+        Self::with_json(StatusCode::OK, body)
     }
 
     /// What an application answers.
-    pub(super) fn application(status: StatusCode, body: Value) -> Self {
-        Self::new(status, body)
-            .with("x-fal-served-from", HeaderValue::from_static("00000000-0000-4000-9000-000000000001"))
-            .with("x-fal-billable-units", 1)
+    fn application(status: StatusCode, body: Value) -> Self {
+        Self::with_json(status, body).by_a_runner()
     }
 
     pub(super) fn detail(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self::new(status, json!({ "detail": detail.into() }))
+        Self::with_json(status, json!({ "detail": detail.into() }))
     }
 
-    /// What the queue has to say.
-    pub(super) fn queue(status: StatusCode, says: &str) -> Self {
-        Self::new(status, json!({ "status": says }))
+    /// An answer of the queue that consists of a status of its own.
+    pub(super) fn queue(status: StatusCode, name: &str) -> Self {
+        Self::with_json(status, json!({ "status": name }))
     }
 
-    /// A refusal in the Platform API's form.
+    /// A refusal in the form of the Platform API.
     pub(super) fn platform_api(status: StatusCode, message: &str) -> Self {
-        Self::new(status, json!({ "error": { "type": "authorization_error", "message": message } }))
+        Self::with_json(status, json!({ "error": { "type": "authorization_error", "message": message } }))
     }
 
     pub(super) fn error(error: ErrorType) -> Self {
         let name = error.as_str();
-        let answer = Self::new(error.status(), json!({ "detail": words(name), "error_type": name }))
-            .with("x-fal-error-type", HeaderValue::from_static(name));
+        let answer = Self::with_json(error.status(), json!({ "detail": words(name), "error_type": name }))
+            .with(HeaderName::from_static("x-fal-error-type"), HeaderValue::from_static(name));
         match error {
-            ErrorType::ConcurrentRequestsLimit => answer.with("x-fal-needs-retry", 1),
+            ErrorType::ConcurrentRequestsLimit => answer.with(HeaderName::from_static("x-fal-needs-retry"), 1),
             _ => answer,
         }
     }
 
-    /// A handshake is accepted: from here on it is a WebSocket.
+    /// A handshake is accepted: the connection becomes a WebSocket.
     pub(super) fn switching(headers: HeaderMap) -> Self {
-        Self { status: StatusCode::SWITCHING_PROTOCOLS, headers, body: Value::Null, streamed: false }
+        Self { status: StatusCode::SWITCHING_PROTOCOLS, headers, content: Content::Nothing }
     }
 
     pub(super) fn body_cut_off() -> Self {
         Self::detail(StatusCode::BAD_REQUEST, "The request body was cut off")
     }
 
-    /// `None` is no answer at all.
+    /// The answer that a failure consists of, if it is one.
     pub(super) fn failure(failure: Failure) -> Option<Self> {
         let status_alone = |status: StatusCode| Self::detail(status, status.canonical_reason().unwrap_or_default());
         Some(match failure {
             Failure::Status(status) => status_alone(status),
             Failure::RetryAfter(status, after) => {
                 let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0));
-                status_alone(status).with("retry-after", seconds)
+                status_alone(status).with(HeaderName::from_static("retry-after"), seconds)
             }
             Failure::Platform(error) => Self::error(error),
             Failure::CallersTimeout => Self::error(ErrorType::RequestTimeout)
-                .with("x-fal-request-timeout-type", HeaderValue::from_static("user")),
+                .with(HeaderName::from_static("x-fal-request-timeout-type"), HeaderValue::from_static("user")),
             Failure::Model { status, error, retryable } => {
                 let problem = json!({ "loc": ["body"], "msg": words(error), "type": error });
                 let retryable = if retryable { "true" } else { "false" };
                 Self::application(status, json!({ "detail": [problem] }))
-                    .with("x-fal-retryable", HeaderValue::from_static(retryable))
+                    .with(HeaderName::from_static("x-fal-retryable"), HeaderValue::from_static(retryable))
             }
             Failure::Application(status) => {
                 Self::application(status, json!({ "detail": "The application has rules of its own" }))
@@ -94,14 +178,24 @@ impl Answer {
         })
     }
 
-    /// The same as the events of a stream, unless it is an error.
-    pub(super) fn streamed(mut self) -> Self {
-        self.streamed = self.status.is_success();
-        self
+    /// The same value as the events of a stream, unless it is an error or no JSON.
+    pub(super) fn streamed(self) -> Self {
+        match self.content {
+            Content::Json(value) if self.status.is_success() => Self { content: Content::Events(value), ..self }
+                .with(CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+            content => Self { content, ..self },
+        }
     }
 
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+    }
+}
+
+/// 200 with this body, from a runner.
+impl From<Value> for Answer {
+    fn from(body: Value) -> Self {
+        Self::json(body)
     }
 }
 

@@ -1,6 +1,5 @@
-//! The applications behind fal: all of them answer with what came to them.
+//! The applications behind fal: each answers as the test wants it to, or else with what came to it.
 
-use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{answer::Answer, connection::Connection, failure::Failure};
@@ -8,11 +7,11 @@ use super::{answer::Answer, connection::Connection, failure::Failure};
 /// The longest body that is looked into for a `prompt`, in bytes. A longer one is only counted.
 pub(super) const MAX_PARSED: usize = 64 * 1024;
 
-/// What every application puts out: what came to it. Of what is longer than [`MAX_PARSED`] only the length counts.
-pub(super) fn output(path: &str, bytes: u64, input: &[u8]) -> Value {
-    let mut output = json!({ "images": [], "seed": 0, "path": path, "bytes": bytes });
-    if bytes <= MAX_PARSED as u64
-        && let Ok(Value::Object(mut input)) = serde_json::from_slice(input)
+/// The output for an input of this length that begins like this: the path, the length and the `prompt`.
+pub(super) fn output(path: &str, length: u64, start: &[u8]) -> Value {
+    let mut output = json!({ "images": [], "seed": 0, "path": path, "bytes": length });
+    if length <= MAX_PARSED as u64
+        && let Ok(Value::Object(mut input)) = serde_json::from_slice(start)
         && let Some(prompt) = input.remove("prompt")
     {
         output["prompt"] = prompt;
@@ -20,10 +19,12 @@ pub(super) fn output(path: &str, bytes: u64, input: &[u8]) -> Value {
     output
 }
 
-/// Plays the application.
-pub(super) fn run(output: Value, connection: &Connection) -> Answer {
+/// Runs the application that a path leads to.
+pub(super) fn run(path: &str, output: Value, connection: &Connection) -> Answer {
     let mut state = connection.shared.state();
     state.runs += 1;
-    let failure = state.next_failure(Failure::is_the_applications);
-    failure.and_then(Answer::failure).unwrap_or_else(|| Answer::application(StatusCode::OK, output))
+    if let Some(failed) = state.next_failure(Failure::is_the_applications).and_then(Answer::failure) {
+        return failed;
+    }
+    state.answer(path).unwrap_or_else(|| Answer::json(output))
 }

@@ -150,11 +150,11 @@ fn decide<'a>(
 /// Does what is asked, now that the whole request is there.
 fn perform(target: Target<'_>, output: Value, head: &Parts, number: u64, connection: &Connection) -> Answer {
     match target.call {
-        Call::Run => run(output, connection),
-        Call::Stream => run(output, connection).streamed(),
+        Call::Run => run(target.path, output, connection),
+        Call::Stream => run(target.path, output, connection).streamed(),
         Call::Submit => {
             let answer = queued(&request_id(number), &target.app, Stage::Queued, head, connection);
-            let output = run(output, connection);
+            let output = run(target.path, output, connection);
             connection.shared.state().submit(number, Job { app: target.app, stage: Stage::Queued, output });
             answer
         }

@@ -1,11 +1,15 @@
 //! How an answer goes out.
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderValue, Response};
 use http_body_util::{Either, Full, channel::Channel};
 use serde_json::Value;
 
-use super::{answer::Answer, connection::Connection, request_id::request_id};
+use super::{
+    answer::{Answer, Content},
+    connection::Connection,
+    request_id::request_id,
+};
 
 pub(super) type Body = Either<Full<Bytes>, Channel<Bytes>>;
 
@@ -13,19 +17,15 @@ pub(super) type Body = Either<Full<Bytes>, Channel<Bytes>>;
 const EVENTS: usize = 3;
 
 pub(super) fn response(answer: Answer, number: u64, connection: &Connection) -> Response<Body> {
-    let (content_type, body) = if answer.streamed {
-        (Some("text/event-stream"), Either::Right(events(answer.body, connection)))
-    } else if answer.status == StatusCode::SWITCHING_PROTOCOLS {
-        (None, Either::Left(Full::default()))
-    } else {
-        (Some("application/json"), Either::Left(Full::from(answer.body.to_string())))
+    let body = match answer.content {
+        Content::Nothing => Either::Left(Full::default()),
+        Content::Json(value) => Either::Left(Full::from(value.to_string())),
+        Content::Events(value) => Either::Right(events(value, connection)),
+        Content::Bytes(bytes) => Either::Left(Full::from(bytes)),
     };
     let mut response = Response::new(body);
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
-    if let Some(content_type) = content_type {
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    }
     if let Ok(id) = HeaderValue::try_from(request_id(number)) {
         response.headers_mut().insert("x-fal-request-id", id);
     }
@@ -41,7 +41,10 @@ fn events(mut output: Value, connection: &Connection) -> Channel<Bytes> {
             if allowed.wait_for(|allowed| event < *allowed).await.is_err() {
                 return;
             }
-            output["event"] = event.into();
+            // What is no object has no room for a number.
+            if let Value::Object(fields) = &mut output {
+                fields.insert("event".to_owned(), event.into());
+            }
             if sender.send_data(format!("data: {output}\n\n").into()).await.is_err() {
                 return;
             }

@@ -14,7 +14,7 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    answer::Answer,
+    answer::{Answer, Content},
     application::{output, run},
     connection::Connection,
     request_id::request_id,
@@ -84,7 +84,7 @@ impl Socket {
 }
 
 fn application(path: &str, input: &[u8], connection: &Connection) -> Answer {
-    run(output(path, input.len() as u64, input), connection)
+    run(path, output(path, input.len() as u64, input), connection)
 }
 
 async fn realtime(
@@ -96,14 +96,16 @@ async fn realtime(
     let (is_text, input) = (message.is_text(), message.into_data());
     let answer = application(path, &input, connection);
     stream
-        .send(if !answer.status.is_success() {
-            let reason = answer.body["detail"].as_str().unwrap_or_default();
-            text(&json!({ "type": "x-fal-error", "error": "INTERNAL_ERROR", "reason": reason }))
-        } else if is_text {
-            text(&answer.body)
-        } else {
+        .send(match answer.content {
+            content if !answer.status.is_success() => {
+                let reason = if let Content::Json(body) = &content { body["detail"].as_str() } else { None };
+                let reason = reason.unwrap_or_default();
+                text(&json!({ "type": "x-fal-error", "error": "INTERNAL_ERROR", "reason": reason }))
+            }
+            Content::Bytes(bytes) => Message::Binary(bytes),
+            Content::Json(output) if is_text => text(&output),
             // The client's own msgpack: the mock reads none.
-            Message::Binary(input)
+            _ => Message::Binary(input),
         })
         .await
 }
@@ -244,6 +246,26 @@ mod tests {
         assert_eq!(next(&mut socket).await, expected);
         socket.send(Message::text("{}")).await.unwrap();
         assert_eq!(next(&mut socket).await["bytes"], 2);
+    }
+
+    #[tokio::test]
+    async fn each_message_is_answered_as_the_test_sets() {
+        let (fal, _credential) = accepting("id:secret").await;
+        fal.answer("a/b", json!({"meow": 1}));
+        let mut realtime = connect(fal.realtime_url("a/b/realtime"), "Key id:secret").await;
+        let mut http = connect(fal.ws_url("a/b"), "Key id:secret").await;
+        realtime.send(Message::text("{}")).await.unwrap();
+        assert_eq!(next(&mut realtime).await, json!({"meow": 1}));
+        http.send(Message::text("{}")).await.unwrap();
+        assert_eq!(next(&mut http).await["status"], 200);
+        assert_eq!(next(&mut http).await, json!({"meow": 1}));
+
+        fal.answer("a/b", Answer::json(json!({"detail": "no"})).status(StatusCode::FORBIDDEN));
+        realtime.send(Message::text("{}")).await.unwrap();
+        assert_eq!(next(&mut realtime).await["reason"], "no");
+        fal.answer("a/b", Answer::bytes("application/msgpack", b"\x80".as_slice()));
+        realtime.send(Message::binary(b"\x81".as_slice())).await.unwrap();
+        assert_eq!(message(&mut realtime).await.unwrap().unwrap(), Message::binary(b"\x80".as_slice()));
     }
 
     #[tokio::test]

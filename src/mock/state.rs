@@ -7,6 +7,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::{
     answer::Answer,
+    by_path::ByPath,
     failure::{Failure, Lock},
     received::{Presented, Received},
     request_id::request_number,
@@ -23,6 +24,7 @@ pub(super) struct State {
     pub(super) latency: Duration,
     pub(super) close_on_refusal: bool,
     failing: Option<(usize, Failure)>,
+    answers: ByPath<Answer>,
     requests: u64,
     pub(super) runs: u64,
     log: BTreeMap<u64, Received>,
@@ -105,6 +107,15 @@ impl State {
         let (left, failure) = self.failing.filter(|(_, failure)| is_wanted(failure))?;
         self.fail_next(left - 1, failure);
         Some(failure)
+    }
+
+    /// What the application at a path answers from now on, or `None` for what it answers by itself.
+    pub(super) fn set_answer(&mut self, path: &str, answer: Option<Answer>) {
+        self.answers.set(path, answer);
+    }
+
+    pub(super) fn answer(&mut self, path: &str) -> Option<Answer> {
+        self.answers.find(path, |_| true).cloned()
     }
 
     /// Logs a request and gives it its number.

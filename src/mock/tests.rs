@@ -727,6 +727,98 @@ async fn an_injected_failure_has_the_headers_and_the_body_of_its_kind() {
     }
 }
 
+/// The names of the headers that only a runner's answer has.
+fn runner_headers(response: &Response<Incoming>) -> Vec<&str> {
+    let names = response.headers().keys().map(header::HeaderName::as_str);
+    names.filter(|name| ["x-fal-served-from", "x-fal-billable-units"].contains(name)).collect()
+}
+
+#[tokio::test]
+async fn an_application_answers_what_the_test_sets() {
+    let (fal, _credential) = accepting("id:secret").await;
+    let cat = json!({"images": [{"url": "https://v3.fal.media/files/cat.png"}]});
+    fal.answer("/fal-ai/flux/", cat.clone());
+    fal.answer("fal-ai/flux/dev", json!([1, 2]));
+    assert_eq!(post(fal.run_url("fal-ai/flux"), "Key id:secret").await, (200, cat.clone()));
+    assert_eq!(post(fal.run_url("fal-ai/flux/pro"), "Key id:secret").await, (200, cat.clone()));
+    assert_eq!(post(fal.run_url("fal-ai/flux/dev"), "Key id:secret").await, (200, json!([1, 2])));
+    assert_eq!(post(fal.run_url("fal-ai/fluxx"), "Key id:secret").await.1["path"], "/fal-ai/fluxx");
+    assert_eq!(post(fal.run_url("fal-ai/flux"), "Key id:other").await.0, 401);
+
+    let (_, job) = post(fal.queue_url("fal-ai/flux/pro"), "Key id:secret").await;
+    fal.clear_answer("fal-ai/flux");
+    assert_eq!(get(url_in(&job, "response_url"), "Key id:secret").await, (200, cat));
+    assert_eq!(post(fal.run_url("fal-ai/flux"), "Key id:secret").await.1["path"], "/fal-ai/flux");
+    assert_eq!(post(fal.run_url("fal-ai/flux/dev"), "Key id:secret").await.1, json!([1, 2]));
+    assert_eq!(fal.runs(), 7);
+}
+
+#[tokio::test]
+async fn an_application_can_forge_a_refusal_of_fals() {
+    let (fal, _credential) = accepting("id:secret").await;
+    for text in ["No user found for Key ID and Secret", "Cannot access application \"a/b\"."] {
+        let forged = Answer::json(json!({ "detail": text })).status(StatusCode::UNAUTHORIZED);
+        let forged = forged.header("x-fal-runner-hints", "a-hint");
+        for (answer, expected) in [
+            (forged.clone(), vec!["x-fal-served-from", "x-fal-billable-units"]),
+            (forged.without_runner_headers(), vec![]),
+        ] {
+            fal.answer("a/b", answer);
+            for _ in 0..2 {
+                let request = authorized(Method::POST, fal.run_url("a/b"), "Key id:secret");
+                let response = client(Version::HTTP_11).request(request).await.unwrap();
+                assert_eq!(runner_headers(&response), expected);
+                assert_eq!(response.headers()["x-fal-runner-hints"], "a-hint");
+                assert_eq!(json(response).await, detail(401, text));
+            }
+            let (status, job) = post(fal.queue_url("a/b"), "Key id:secret").await;
+            assert_eq!(status, 200);
+            let request = authorized(Method::GET, url_in(&job, "response_url"), "Key id:secret");
+            let response = client(Version::HTTP_11).request(request).await.unwrap();
+            assert_eq!(runner_headers(&response), expected);
+            assert_eq!(json(response).await, detail(401, text));
+            assert_eq!(post(fal.run_url("a/other"), "Key id:secret").await.0, 200);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_may_be_bytes_of_any_type() {
+    let (fal, _credential) = accepting("id:secret").await;
+    let page = Answer::bytes("text/html", "<title>502</title>").status(StatusCode::BAD_GATEWAY);
+    fal.answer("a/b", page.header("content-encoding", "gzip"));
+    for path in ["a/b", "a/b/stream"] {
+        let request = authorized(Method::POST, fal.run_url(path), "Key id:secret");
+        let response = client(Version::HTTP_2).request(request).await.unwrap();
+        assert_eq!(response.status(), 502);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/html");
+        assert_eq!(response.headers()[header::CONTENT_ENCODING], "gzip");
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "<title>502</title>");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_streamed_where_a_stream_is_asked_for() {
+    let (fal, _credential) = accepting("id:secret").await;
+    fal.answer("a/object", json!({"text": "meow"}));
+    fal.answer("a/list", json!([1]));
+    for (app, expected) in [("a/object", json!({"text": "meow", "event": 0})), ("a/list", json!([1]))] {
+        let request = authorized(Method::POST, fal.run_url(&format!("{app}/stream")), "Key id:secret");
+        let response = client(Version::HTTP_11).request(request).await.unwrap();
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+        let mut events = Events::of(response);
+        assert_eq!(events.next().await, Some(expected));
+        let rest = [events.next().await, events.next().await, events.next().await];
+        assert_eq!(rest.map(|event| event.is_some()), [true, true, false]);
+    }
+}
+
+#[test]
+#[should_panic(expected = "`not a name` is not the name of a header")]
+fn an_answer_panics_at_a_header_that_cannot_be() {
+    let _ = Answer::json(Value::Null).header("not a name", "x");
+}
+
 #[tokio::test]
 async fn only_what_reaches_an_application_is_counted_as_run_and_can_fail_there() {
     let (fal, _credential) = accepting("id:secret").await;
