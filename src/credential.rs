@@ -16,21 +16,24 @@
 //! copies that an HTTP client, HTTP/2's header compression or TLS make while they send are out of this crate's
 //! reach.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, sync::Arc, time::SystemTime};
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http::HeaderValue;
 use secrecy::{ExposeSecret as _, SecretSlice};
 use subtle::ConstantTimeEq as _;
-use zeroize::Zeroizing;
 
-/// The longest value taken, in bytes. Common servers refuse a header line from 8 to 16 KiB upwards.
-const MAX_VALUE_LEN: usize = 16 * 1024;
+use self::{
+    error::{Part, Problem},
+    shape::accept,
+};
+
+mod error;
+mod jwt;
+mod shape;
+
+pub use self::error::CredentialError;
+pub(crate) use self::shape::{may_be_credential, trim};
 
 /// The longest key id taken, in bytes. Those seen in the wild are UUIDs; an id ends up in logs and labels.
 const MAX_KEY_ID_LEN: usize = 256;
@@ -121,7 +124,7 @@ impl Credential {
     /// As [`key`](Self::key), but for the `:`.
     pub fn bearer(token: impl AsRef<[u8]>) -> Result<Self, CredentialError> {
         let token = accept(Part::Token, token.as_ref())?;
-        Self::assemble(Scheme::Bearer, &[token], None, jwt_expiry(token))
+        Self::assemble(Scheme::Bearer, &[token], None, jwt::expiry(token))
     }
 
     fn assemble(
@@ -317,176 +320,13 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// Why a text is no credential. It names the rule and the position, never the content.
-///
-/// ```
-/// # use tower_fal::Credential;
-/// let error = Credential::key("Bearer id:secret").unwrap_err();
-/// assert_eq!(error.to_string(), "the key starts with `Bearer `: remove that, the scheme is added when it is sent");
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the {part} {problem}")]
-pub struct CredentialError {
-    part: Part,
-    problem: Problem,
-}
-
-impl CredentialError {
-    /// Where the first byte stands that may not be there: an offset into the text as it was handed in.
-    #[must_use]
-    pub fn position(&self) -> Option<usize> {
-        match self.problem {
-            Problem::NotVisible { position, .. } => Some(position),
-            _ => None,
-        }
-    }
-
-    /// Whether nothing was left after trimming.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.problem == Problem::Empty
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Key,
-    KeyId,
-    KeySecret,
-    Token,
-}
-
-impl Part {
-    fn has(self, problem: Problem) -> CredentialError {
-        CredentialError { part: self, problem }
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Key => "key",
-            Self::KeyId => "key id",
-            Self::KeySecret => "key secret",
-            Self::Token => "token",
-        })
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-enum Problem {
-    #[error("is empty")]
-    Empty,
-    #[error("is longer than {most} bytes: this is something else")]
-    TooLong { most: usize },
-    #[error("has {class} at byte {position}; only visible ASCII may stand there")]
-    NotVisible { position: usize, class: &'static str },
-    #[error("is UTF-16 text: save it as UTF-8")]
-    Utf16,
-    #[error("starts with `{0}`: remove that, the scheme is added when it is sent")]
-    WithScheme(&'static str),
-    #[error("starts with a quote: remove the quotes around it")]
-    Quoted,
-    #[error("starts with `{0}`: keep only what stands behind the `=`")]
-    Assignment(&'static str),
-    #[error("has no `:`; a fal key has the form `id:secret`")]
-    NoColon,
-    #[error("has nothing before its `:`; a fal key has the form `id:secret`")]
-    NothingBeforeColon,
-    #[error("has nothing behind its `:`; a fal key has the form `id:secret`")]
-    NothingAfterColon,
-    #[error("holds a `:`; give only the part before it, or the whole key where a key is asked for")]
-    IdWithColon,
-    #[error("is the whole key; give only the part behind the first `:`")]
-    WholeKeyAsSecret,
-    #[error("cannot be sent in a header")]
-    NoHeaderValue,
-}
-
-/// What is left of a text without the byte order mark, blanks and line breaks at its ends.
-pub(crate) fn trim(text: &[u8]) -> &[u8] {
-    text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text).trim_ascii()
-}
-
-/// Whether a text that should be something else, and would be shown, may be a credential in the wrong place.
-///
-/// It is meant to say so once too often: a path like this can be written with `./` in front.
-pub(crate) fn may_be_credential(text: &[u8]) -> bool {
-    let text = trim(text);
-    let is_drive = matches!(text, [letter, b':', b'/' | b'\\', ..] if letter.is_ascii_alphabetic());
-    let is_plainly_a_path = is_drive || matches!(text, [b'/' | b'\\' | b'.' | b'~', ..]);
-    let suspicious = |&byte: &u8| matches!(byte, b':' | b'=' | b'"' | b'\'' | b'`') || byte.is_ascii_whitespace();
-    !is_plainly_a_path && (text.starts_with(b"eyJ") || text.iter().any(suspicious))
-}
-
-/// Trims a value and refuses what cannot be one.
-fn accept(part: Part, input: &[u8]) -> Result<&[u8], CredentialError> {
-    if input.starts_with(b"\xFF\xFE") || input.starts_with(b"\xFE\xFF") {
-        return Err(part.has(Problem::Utf16));
-    }
-    let value = trim(input);
-    if value.is_empty() {
-        return Err(part.has(Problem::Empty));
-    }
-    // Before the bytes are looked at one by one: here the hint helps more than the position of a blank.
-    if let Some(packaging) = packaging(value) {
-        return Err(part.has(packaging));
-    }
-    if value.len() > MAX_VALUE_LEN {
-        return Err(part.has(Problem::TooLong { most: MAX_VALUE_LEN }));
-    }
-    if let Some(index) = value.iter().position(|byte| !byte.is_ascii_graphic()) {
-        let class = match value[index] {
-            b'\n' | b'\r' => "a line break",
-            b' ' | b'\t' => "a blank",
-            byte if byte.is_ascii() => "a control character",
-            _ => "a byte outside ASCII",
-        };
-        // `value` is a part of `input`, so what was trimmed at the front is what `input` has more up to here.
-        let trimmed = value.as_ptr().addr() - input.as_ptr().addr();
-        return Err(part.has(Problem::NotVisible { position: trimmed + index, class }));
-    }
-    Ok(value)
-}
-
-/// What people copy along with a key.
-fn packaging(value: &[u8]) -> Option<Problem> {
-    let starts_with =
-        |prefix: &str| value.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()));
-    for scheme in ["Key ", "Bearer "] {
-        if starts_with(scheme) {
-            return Some(Problem::WithScheme(scheme));
-        }
-    }
-    if starts_with("FAL_KEY=") {
-        return Some(Problem::Assignment("FAL_KEY="));
-    }
-    matches!(value[0], b'"' | b'\'' | b'`').then_some(Problem::Quoted)
-}
-
-/// The `exp` claim of a JWT; `None` for anything that is not one, or that states none.
-fn jwt_expiry(token: &[u8]) -> Option<SystemTime> {
-    #[derive(serde::Deserialize)]
-    struct Claims {
-        exp: serde_json::Number,
-    }
-
-    let mut parts = token.split(|&byte| byte == b'.');
-    let (Some(_header), Some(claims), Some(_signature), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return None;
-    };
-    let mut decoded = Zeroizing::new(vec![0; base64::decoded_len_estimate(claims.len())]);
-    let length = URL_SAFE_NO_PAD.decode_slice(claims, &mut decoded).ok()?;
-    let Claims { exp } = serde_json::from_slice(&decoded[..length]).ok()?;
-    let since_epoch = Duration::try_from_secs_f64(exp.as_f64()?).ok()?;
-    SystemTime::UNIX_EPOCH.checked_add(since_epoch)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
+    use super::{shape::MAX_VALUE_LEN, *};
 
     fn key_error(value: impl AsRef<[u8]>) -> String {
         Credential::key(value).unwrap_err().to_string()

@@ -1,0 +1,89 @@
+//! Why a text is no credential.
+
+use std::fmt;
+
+/// Why a text is no credential. It names the rule and the position, never the content.
+///
+/// ```
+/// # use tower_fal::Credential;
+/// let error = Credential::key("Bearer id:secret").unwrap_err();
+/// assert_eq!(error.to_string(), "the key starts with `Bearer `: remove that, the scheme is added when it is sent");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the {part} {problem}")]
+pub struct CredentialError {
+    part: Part,
+    problem: Problem,
+}
+
+impl CredentialError {
+    /// Where the first byte stands that may not be there: an offset into the text as it was handed in.
+    #[must_use]
+    pub fn position(&self) -> Option<usize> {
+        match self.problem {
+            Problem::NotVisible { position, .. } => Some(position),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing was left after trimming.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.problem == Problem::Empty
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Key,
+    KeyId,
+    KeySecret,
+    Token,
+}
+
+impl Part {
+    pub(super) fn has(self, problem: Problem) -> CredentialError {
+        CredentialError { part: self, problem }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key => "key",
+            Self::KeyId => "key id",
+            Self::KeySecret => "key secret",
+            Self::Token => "token",
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Problem {
+    #[error("is empty")]
+    Empty,
+    #[error("is longer than {most} bytes: this is something else")]
+    TooLong { most: usize },
+    #[error("has {class} at byte {position}; only visible ASCII may stand there")]
+    NotVisible { position: usize, class: &'static str },
+    #[error("is UTF-16 text: save it as UTF-8")]
+    Utf16,
+    #[error("starts with `{0}`: remove that, the scheme is added when it is sent")]
+    WithScheme(&'static str),
+    #[error("starts with a quote: remove the quotes around it")]
+    Quoted,
+    #[error("starts with `{0}`: keep only what stands behind the `=`")]
+    Assignment(&'static str),
+    #[error("has no `:`; a fal key has the form `id:secret`")]
+    NoColon,
+    #[error("has nothing before its `:`; a fal key has the form `id:secret`")]
+    NothingBeforeColon,
+    #[error("has nothing behind its `:`; a fal key has the form `id:secret`")]
+    NothingAfterColon,
+    #[error("holds a `:`; give only the part before it, or the whole key where a key is asked for")]
+    IdWithColon,
+    #[error("is the whole key; give only the part behind the first `:`")]
+    WholeKeyAsSecret,
+    #[error("cannot be sent in a header")]
+    NoHeaderValue,
+}
