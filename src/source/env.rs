@@ -210,12 +210,8 @@ impl CredentialSource for EnvSource {
 
     async fn load(&self) -> Result<Option<Credential>, SourceError> {
         match self.find()? {
-            None => Ok(None),
-            Some(Found::Credential(credential)) => {
-                self.report_shadowed(&credential);
-                Ok(Some(credential))
-            }
             Some(Found::File(file)) => file.load().await,
+            _ => self.load_fixed(),
         }
     }
 
