@@ -29,10 +29,6 @@ const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// A file that was written into a shorter time ago than this may be half-written: it is read again after as long.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// How an error about the one or the other file of a pair begins.
-const ID: &str = "the file of the id ";
-const SECRET: &str = "the file of the secret ";
-
 /// How often a file is read until it stands still.
 const MOST_READS: u32 = 10;
 
@@ -129,7 +125,7 @@ impl FileSource {
     /// What the file holds at this moment, or both files, and whether they were at rest. This blocks.
     fn read(&self) -> Result<Content, SourceError> {
         let Some(secret_path) = &self.secret_path else {
-            let one = self.read_file(&self.path, "")?;
+            let one = self.read_file(Half { path: &self.path, label: None })?;
             let is_linked = || self.leads_elsewhere(std::fs::canonicalize(&self.path).ok());
             return Ok(Content {
                 at_rest: one.is_whole && (is_linked() || one.at_rest),
@@ -137,10 +133,13 @@ impl FileSource {
                 secret: None,
             });
         };
-        let resolve = || Ok((self.resolve(&self.path, ID)?, self.resolve(secret_path, SECRET)?));
+        let id_half = Half { path: &self.path, label: Some("id") };
+        let secret_half = Half { path: secret_path, label: Some("secret") };
+        let resolve = || Ok((self.resolve(id_half)?, self.resolve(secret_half)?));
         let in_vain = SourceError::unreadable(self.name.clone(), "is replaced again and again");
         let read = |(id_path, secret_path): &(PathBuf, PathBuf)| {
-            let (id, secret) = (self.read_file(id_path, ID)?, self.read_file(secret_path, SECRET)?);
+            let id = self.read_file(Half { path: id_path, ..id_half })?;
+            let secret = self.read_file(Half { path: secret_path, ..secret_half })?;
             // With one link both files are swapped.
             let is_linked = || id_path.parent() == secret_path.parent() && self.leads_elsewhere(Some(id_path.clone()));
             let is_whole = id.is_whole && secret.is_whole;
@@ -150,28 +149,29 @@ impl FileSource {
         read_unchanged(resolve, read, in_vain)
     }
 
-    fn read_file(&self, path: &Path, half: &str) -> Result<OneFile, SourceError> {
+    fn read_file(&self, half: Half<'_>) -> Result<OneFile, SourceError> {
         let failed = |what: &str, error| self.failed(half, what, error);
         // Twice: before, because opening a device can do things; and behind, because the path may have changed.
-        let metadata = std::fs::metadata(path).map_err(|error| failed("cannot be found", error))?;
+        let metadata = std::fs::metadata(half.path).map_err(|error| failed("cannot be found", error))?;
         self.refuse_special(&metadata, half)?;
-        let file = open(path).map_err(|error| failed("cannot be opened", error))?;
+        let file = open(half.path).map_err(|error| failed("cannot be opened", error))?;
         let metadata = file.metadata().map_err(|error| failed("cannot be read", error))?;
         self.refuse_special(&metadata, half)?;
-        self.report_world_writable(&metadata, path);
+        self.report_world_writable(&metadata, half.path);
 
         let Some(length) = usize::try_from(metadata.len()).ok().filter(|length| *length <= MAX_FILE_LEN) else {
-            return Err(SourceError::invalid(self.name.clone(), format!("{half}is larger than {MAX_FILE_LEN} bytes")));
+            let message = half.says(format_args!("is larger than {MAX_FILE_LEN} bytes"));
+            return Err(SourceError::invalid(self.name.clone(), message));
         };
         let bytes = read_up_to(file, length + 1).map_err(|error| failed("cannot be read", error))?;
         Ok(OneFile { is_whole: bytes.len() == length, at_rest: is_at_rest(&metadata, SystemTime::now()), bytes })
     }
 
-    fn resolve(&self, path: &Path, half: &str) -> Result<PathBuf, SourceError> {
-        std::fs::canonicalize(path).map_err(|error| self.failed(half, "cannot be found", error))
+    fn resolve(&self, half: Half<'_>) -> Result<PathBuf, SourceError> {
+        std::fs::canonicalize(half.path).map_err(|error| self.failed(half, "cannot be found", error))
     }
 
-    fn failed(&self, half: &str, what: &str, error: io::Error) -> SourceError {
+    fn failed(&self, half: Half<'_>, what: &str, error: io::Error) -> SourceError {
         let (what, next) = match error.kind() {
             io::ErrorKind::NotFound => (what, "; put the credential there, or name the file that has it"),
             io::ErrorKind::PermissionDenied => {
@@ -179,7 +179,7 @@ impl FileSource {
             }
             _ => (what, ""),
         };
-        SourceError::io(self.name.clone(), format!("{half}{what}{next}"), error)
+        SourceError::io(self.name.clone(), half.says(format_args!("{what}{next}")), error)
     }
 
     fn credential(&self, content: &Content) -> Result<Credential, SourceError> {
@@ -239,12 +239,12 @@ impl FileSource {
         elsewhere
     }
 
-    fn refuse_special(&self, metadata: &Metadata, half: &str) -> Result<(), SourceError> {
+    fn refuse_special(&self, metadata: &Metadata, half: Half<'_>) -> Result<(), SourceError> {
         if metadata.is_file() {
             return Ok(());
         }
         let kind = if metadata.is_dir() { "a directory: name the file in it" } else { "no regular file" };
-        Err(SourceError::unreadable(self.name.clone(), format!("{half}is {kind}")))
+        Err(SourceError::unreadable(self.name.clone(), half.says(format_args!("is {kind}"))))
     }
 
     fn report_world_writable(&self, metadata: &Metadata, path: &Path) {
@@ -287,6 +287,23 @@ impl fmt::Debug for FileSource {
             .field("scheme", &self.scheme)
             .field("every", &self.every)
             .finish_non_exhaustive()
+    }
+}
+
+/// One file of the source: the whole key, or a half of it.
+#[derive(Clone, Copy)]
+struct Half<'a> {
+    path: &'a Path,
+    /// What an error calls it; `None` for a file with the whole key.
+    label: Option<&'static str>,
+}
+
+impl Half<'_> {
+    fn says(self, what: fmt::Arguments<'_>) -> String {
+        match self.label {
+            Some(label) => format!("the file of the {label} {what}"),
+            None => what.to_string(),
+        }
     }
 }
 
@@ -424,7 +441,8 @@ mod tests {
     #[test]
     fn a_file_that_may_not_be_read_is_not_called_missing() {
         let denied = io::ErrorKind::PermissionDenied.into();
-        let error = FileSource::new("/key").failed("", "cannot be found", denied);
+        let error =
+            FileSource::new("/key").failed(Half { path: Path::new("/key"), label: None }, "cannot be found", denied);
         assert_eq!(error.kind(), SourceErrorKind::Unreadable);
         let said = "file:/key: may not be read; let the user of this process read it and enter its directories";
         assert_eq!(error.to_string(), said);
