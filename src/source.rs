@@ -1,22 +1,22 @@
 //! Where a credential comes from.
 //!
-//! A [`CredentialSource`] has three answers: *here it is* (`Ok(Some)`), *not mine, ask the next one* (`Ok(None)`),
-//! and *mine and broken* (`Err`). It only fetches; when to ask, what to do with a failure and how to publish the
-//! result is the [store](crate::store)'s business.
+//! A [`CredentialSource`] has three answers: *here it is* (`Ok(Some)`), *I have none, ask the next source*
+//! (`Ok(None)`), and *I should have one, and something is broken* (`Err`). A source only fetches. The
+//! [store](crate::store) decides when to load, what to do with a failure and how to publish the result.
 //!
-//! | source | reads | asked again |
+//! | source | reads | loaded again |
 //! |---|---|---|
-//! | [`EnvSource`] | `FAL_KEY`, `FAL_KEY_ID` and `FAL_KEY_SECRET`, or the file that `FAL_KEY_FILE` names | never, the file every 5 s |
+//! | [`EnvSource`] | `FAL_KEY`, `FAL_KEY_ID` and `FAL_KEY_SECRET`, or the file that `FAL_KEY_FILE` names | never; the file every 5 s |
 //! | [`FileSource`] | a file with the key, or two with its halves, such as a mounted Kubernetes Secret | every 5 s |
 //! | `DotenvSource` (feature `dotenv`) | one variable of a `.env` file | every 5 s |
-//! | [`from_fn`] | whatever an async closure brings: Vault, a cloud's secret manager | as often as you say |
-//! | [`ChainSource`] | the first of several sources that has a credential | as often as the one that asks for the most |
+//! | [`from_fn`] | what an async closure returns: a key from Vault or from a cloud's secret manager | at the interval that you give |
+//! | [`ChainSource`] | the first of several sources that has a credential | at the shortest interval of its sources |
 //!
 //! ```
 //! use std::time::Duration;
 //! use tower_fal::{Credential, error::BoxError, source};
 //!
-//! // A remote source: the store asks it every minute, and keeps the last good credential while it is down.
+//! // A remote source: the store loads it every minute, and keeps the last good credential while Vault is down.
 //! let vault = source::from_fn("vault:fal", Duration::from_secs(60), || async {
 //!     let key = fetch_from_vault().await?;
 //!     Ok::<_, BoxError>(Credential::key(key)?)
@@ -39,14 +39,13 @@ mod env;
 mod file;
 
 #[cfg(feature = "dotenv")]
-#[cfg_attr(docsrs, doc(cfg(feature = "dotenv")))]
 pub use self::dotenv::DotenvSource;
 pub use self::{chain::ChainSource, env::EnvSource, file::FileSource};
 
-/// While file events come in, a poll is a safety net only.
+/// While file events come in, polling is only a safety net.
 const WATCHED_POLL_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Something that can be asked for the current credential. See the [module docs](self) for the three answers.
+/// A place from which the current credential can be loaded. See the [module docs](self) for the three answers.
 ///
 /// `async fn load` satisfies the trait as long as its future is `Send`:
 ///
@@ -66,53 +65,56 @@ const WATCHED_POLL_INTERVAL: Duration = Duration::from_secs(30);
 /// }
 /// ```
 pub trait CredentialSource: Send + Sync + 'static {
-    /// What to call this source in status, logs and errors, such as `file:/run/secrets/fal_key`. Never the secret.
+    /// The name of this source in status, logs and errors, such as `file:/run/secrets/fal_key`. It is shown, so never
+    /// put the secret in it.
     fn name(&self) -> &str;
 
-    /// Asks for the current credential.
+    /// Loads the current credential.
     ///
-    /// It must not block its thread: put what does into `tokio::task::spawn_blocking`. No time-out ends a load that
-    /// blocks.
+    /// It must not block its thread: run blocking work in `tokio::task::spawn_blocking`. A timeout cannot end a load
+    /// that blocks.
     ///
-    /// It may be dropped before it is done, when the store's load time-out is over. A load that spends something
-    /// on its way (a refresh token) belongs into a task of its own, which finishes whatever happens to the caller.
+    /// The future is dropped when the store's load timeout is over. A load that uses something up (a refresh token)
+    /// should run in a task of its own, which finishes even if the future is dropped.
     ///
     /// # Errors
     /// When the credential should be here and is missing, unreadable or malformed. The store then keeps the last
-    /// good one, reports the error and asks again.
+    /// good credential, reports the error and loads again later.
     fn load(&self) -> impl Future<Output = Result<Option<Credential>, SourceError>> + Send;
 
-    /// How long the store waits before it asks again (it varies each wait by a fifth, so that replicas spread out).
-    /// `None`, the default: only when it is told to, and ahead of the expiry of a token.
+    /// How long the store waits before it loads again. It varies each wait by up to a fifth, so that replicas do not
+    /// all load at once.
+    ///
+    /// Default: `None`. The store then loads again only for a reload, and before a token expires.
     fn poll_interval(&self) -> Option<Duration> {
         None
     }
 
-    /// The files whose changes are worth a look at this source. They are hints: the answer of
+    /// The files whose changes are a reason to load again. Such a change is only a hint: the answer of
     /// [`load`](Self::load) decides. Default: none.
     fn watched_paths(&self) -> Vec<PathBuf> {
         Vec::new()
     }
 
-    /// How long the store waits before it asks again while the [`watched_paths`](Self::watched_paths) are watched.
+    /// How long the store waits before it loads again while the [`watched_paths`](Self::watched_paths) are watched.
     ///
-    /// Default: at least 30 s if there are such paths, as a file that changes is then seen at once. A source that
-    /// brings more than what is in these files says otherwise.
+    /// Default: the [`poll_interval`](Self::poll_interval), and at least 30 s if there are such paths, because a
+    /// change of these files is seen at once. A source that also reads from elsewhere overrides this.
     fn poll_interval_while_watched(&self) -> Option<Duration> {
         let every = self.poll_interval()?;
         Some(if self.watched_paths().is_empty() { every } else { every.max(WATCHED_POLL_INTERVAL) })
     }
 }
 
-/// A source from an async closure that takes nothing.
+/// A source from an async closure without arguments.
 ///
-/// `every` is how often the store asks: a [`Duration`], or `None` for a source that is asked only on
-/// [`reload`](crate::CredentialStore::reload) and [`reload_past`](crate::CredentialStore::reload_past), and ahead of
-/// the expiry of a token. The closure returns a [`Credential`] or an `Option` of one, and must not block. See the
-/// [module docs](self) for an example.
+/// `every` is the [`poll_interval`](CredentialSource::poll_interval): a [`Duration`], or `None` for a source that is
+/// loaded only on [`reload`](crate::CredentialStore::reload) and
+/// [`reload_past`](crate::CredentialStore::reload_past), and before a token expires. The closure returns a
+/// [`Credential`] or an `Option` of one, and must not block. See the [module docs](self) for an example.
 ///
-/// A closure that needs something of its surroundings is better written with [`from_fn_with`]: an `async move ||`
-/// that uses what it has captured is not `Fn`.
+/// Use [`from_fn_with`] for a closure that needs a client or other state: an `async move ||` that uses what it has
+/// captured is not `Fn`.
 pub fn from_fn<F, Fut, T, E>(
     name: impl Into<Arc<str>>,
     every: impl Into<Option<Duration>>,
@@ -127,7 +129,7 @@ where
     from_fn_with(name, every, (), move |()| load())
 }
 
-/// A source from an async closure and the state that it needs, which is cloned for each load.
+/// A source from an async closure and the state that it needs. The state is cloned for each load.
 ///
 /// ```
 /// use std::{sync::Arc, time::Duration};
@@ -189,7 +191,7 @@ where
     }
 }
 
-/// Any source behind one type, for lists and struct fields. Cheap to clone.
+/// Any source as one type, for lists and struct fields. Cheap to clone.
 ///
 /// ```
 /// use tower_fal::source::{BoxSource, EnvSource, FileSource};
@@ -237,7 +239,7 @@ impl fmt::Debug for BoxSource {
     }
 }
 
-/// The object-safe twin of [`CredentialSource`], which is not so itself as it returns `impl Future`.
+/// [`CredentialSource`] with boxed futures: that trait is not object-safe, because it returns `impl Future`.
 trait ErasedSource: Send + Sync {
     fn dyn_name(&self) -> &str;
     fn dyn_load(&self) -> Pin<Box<dyn Future<Output = Result<Option<Credential>, SourceError>> + Send + '_>>;
@@ -282,9 +284,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closure_may_pass_or_fail() {
-        let pass = from_fn("pass", None, || async { Ok::<_, BoxError>(None) });
-        assert!(pass.load().await.unwrap().is_none());
+    async fn a_closure_may_have_nothing_or_fail() {
+        let nothing = from_fn("nothing", None, || async { Ok::<_, BoxError>(None) });
+        assert!(nothing.load().await.unwrap().is_none());
         let fail = from_fn("fail", None, || async { Credential::key("") });
         let error = fail.load().await.unwrap_err();
         assert_eq!((error.kind(), error.source_name()), (SourceErrorKind::Invalid, "fail"));

@@ -16,13 +16,13 @@ use crate::{
 
 /// Several sources, in the order in which they are asked.
 ///
-/// The first one that has a credential wins. One that says *not mine* is passed over. One that is broken ends the
-/// search: a key further down never stands in for a broken one, and the store keeps the last good one meanwhile. The
-/// error names each source that was asked, and what it said.
+/// The first source that has a credential wins. A source that has none (`Ok(None)`) is skipped. A source that fails
+/// ends the search: the chain never takes a key of a later source in place of a broken one, and the store keeps the
+/// last good credential. The error names each source that was asked, and its answer.
 ///
-/// A chain is **sticky**. Once a source has answered, the sources behind it do not take its place when it has nothing
-/// any more: that is a failed load, unless you [allow it](Self::fall_through_after). A source in front of it that
-/// begins to answer does.
+/// A chain is **sticky**. Once a source has won, the sources behind it do not take its place when it has no credential
+/// any more: that load fails, unless you [allow it](Self::fall_through_after). A source in front of the winner takes
+/// its place as soon as it has a credential.
 ///
 /// ```
 /// use tower_fal::source::{ChainSource, EnvSource, FileSource};
@@ -31,9 +31,9 @@ use crate::{
 /// # let _ = source;
 /// ```
 ///
-/// All of them are polled together, as often as the one that asks for the most, and all of their files are worth
-/// watching. A credential that can never change in this process, such as a variable's, in front of a file that is
-/// there is logged as a warning, once, with the `tracing` feature: who rotates that file will wait in vain.
+/// All sources are polled together, at the shortest interval of any of them, and the files of all of them are watched.
+/// If a credential that can never change in this process (an environment variable) stands before a file that exists,
+/// this is logged once as a warning, with the `tracing` feature: a rotation of that file would have no effect.
 pub struct ChainSource {
     sources: Vec<BoxSource>,
     name: String,
@@ -41,7 +41,7 @@ pub struct ChainSource {
     winner: Mutex<Option<Winner>>,
 }
 
-/// The source that answered last.
+/// The source whose credential the chain returned last.
 #[derive(Clone, Copy)]
 struct Winner {
     index: usize,
@@ -49,13 +49,13 @@ struct Winner {
 }
 
 impl ChainSource {
-    /// A chain without a source, which has no credential.
+    /// A chain without sources. It has no credential.
     #[must_use]
     pub fn new() -> Self {
         Self { sources: Vec::new(), name: "chain()".to_owned(), fall_through_after: None, winner: Mutex::default() }
     }
 
-    /// Adds a source, to be asked when those so far have nothing.
+    /// Adds a source that is asked when all sources before it have no credential.
     #[must_use]
     pub fn push(mut self, source: impl CredentialSource) -> Self {
         self.sources.push(BoxSource::new(source));
@@ -64,25 +64,24 @@ impl ChainSource {
         self
     }
 
-    /// Lets the sources behind it take over from one that has answered and has had nothing for so long. Default:
-    /// never.
+    /// Lets later sources take the winner's place once it has had no credential for this long. Default: never.
     ///
-    /// It is counted from the first load that found nothing, and only for *not mine*: a source that is broken is
-    /// waited for.
+    /// The time starts with the first load in which the winner had none (`Ok(None)`). A source that fails keeps its
+    /// place, however long it fails.
     #[must_use]
     pub fn fall_through_after(mut self, absence: Duration) -> Self {
         self.fall_through_after = Some(absence);
         self
     }
 
-    fn won(&self, index: usize, credential: &Credential) {
+    fn set_winner(&self, index: usize, credential: &Credential) {
         let last = self.winner().replace(Winner { index, absent_since: None });
         if last.is_none_or(|last| last.index != index) {
             self.report_shadowed(index, credential);
         }
     }
 
-    /// Whether a source that has nothing had something before, and not too long ago.
+    /// Whether a source that has no credential now is the winner, and keeps its place for now.
     fn is_missed(&self, index: usize) -> bool {
         let mut winner = self.winner();
         let Some(winner) = winner.as_mut().filter(|winner| winner.index == index) else {
@@ -92,7 +91,7 @@ impl ChainSource {
         self.fall_through_after.is_none_or(|absence| since.elapsed() < absence)
     }
 
-    /// Does a credential that never changes stand before a file?
+    /// Warns if the winner's credential never changes and a later source has a file.
     fn report_shadowed(&self, index: usize, credential: &Credential) {
         let winner = &self.sources[index];
         if winner.poll_interval().is_some() {
@@ -102,7 +101,7 @@ impl ChainSource {
             .iter()
             .flat_map(|source| source.watched_paths().into_iter().map(|path| (source.name().to_owned(), path)))
             .collect();
-        // Nobody waits for it: a file system that hangs is no matter of the credential that was found.
+        // On another thread, and nothing waits for it: a file system that hangs must not delay the credential.
         if let (false, Ok(runtime)) = (behind.is_empty(), Handle::try_current()) {
             let (winner, key_id) = (winner.name().to_owned(), credential.key_id().cloned());
             runtime.spawn_blocking(move || {
@@ -133,17 +132,17 @@ impl CredentialSource for ChainSource {
             let name = source.name();
             match source.load().await {
                 Ok(Some(credential)) => {
-                    self.won(index, &credential);
+                    self.set_winner(index, &credential);
                     let is_named = credential.source().is_some();
                     return Ok(Some(if is_named { credential } else { credential.with_source(name) }));
                 }
                 Ok(None) if self.is_missed(index) => {
-                    said.push(format!("{name} has none any more, and is waited for"));
+                    said.push(format!("{name} has no credential any more, and the chain waits for it"));
                     return Err(self.failed(SourceErrorKind::NotFound, &said, None));
                 }
-                Ok(None) => said.push(format!("{name} has none")),
+                Ok(None) => said.push(format!("{name} has no credential")),
                 Err(error) => {
-                    said.push(format!("{name} is broken, and is waited for"));
+                    said.push(format!("{name} failed, and the chain waits for it"));
                     return Err(self.failed(error.kind(), &said, Some(error)));
                 }
             }
@@ -189,7 +188,7 @@ mod tests {
         source::{EnvSource, FileSource, from_fn_with},
     };
 
-    /// A source that says what the test last told it: a number of a key, nothing, or an error.
+    /// What a source answers: the number of a key, nothing, or an error.
     type Says = Arc<Mutex<Result<Option<u32>, &'static str>>>;
 
     fn source(name: &'static str, says: &Says) -> impl CredentialSource {
@@ -227,7 +226,8 @@ mod tests {
         }
     }
 
-    const B_IS_MISSED: &str = "chain(a, b, c): a has none, b has none any more, and is waited for";
+    const B_IS_MISSED: &str =
+        "chain(a, b, c): a has no credential, b has no credential any more, and the chain waits for it";
 
     #[tokio::test]
     async fn the_first_that_has_a_credential_wins() {
@@ -242,17 +242,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_is_broken_ends_the_search_and_the_error_names_everyone_asked() {
+    async fn a_failure_ends_the_search_and_names_every_source_asked() {
         let three = three();
         three.say(1, Err("connection refused"));
         three.say(2, Ok(Some(3)));
-        let said = "chain(a, b, c): a has none, b is broken, and is waited for: \
+        let said = "chain(a, b, c): a has no credential, b failed, and the chain waits for it: \
                     b: could not load a credential: connection refused";
         assert_eq!(three.load().await, said);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_winner_that_vanishes_is_waited_for_until_it_comes_back() {
+    async fn a_winner_without_a_credential_keeps_its_place() {
         let three = three();
         three.say(1, Ok(Some(2)));
         three.say(2, Ok(Some(3)));
@@ -267,36 +267,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_winner_that_breaks_is_waited_for() {
+    async fn a_winner_that_fails_keeps_its_place() {
         let three = three();
         three.say(1, Ok(Some(2)));
         three.say(2, Ok(Some(3)));
         assert_eq!(three.load().await, "id-2 from b");
         three.say(1, Err("connection refused"));
-        assert!(three.load().await.contains("b is broken"));
+        assert!(three.load().await.contains("b failed"));
         three.say(1, Ok(None));
         assert_eq!(three.load().await, B_IS_MISSED);
     }
 
     #[tokio::test]
-    async fn a_winner_is_outranked_by_one_in_front_of_it_and_does_not_come_back() {
+    async fn a_source_in_front_of_the_winner_takes_its_place() {
         let three = three();
         three.say(2, Ok(Some(3)));
         assert_eq!(three.load().await, "id-3 from c");
         three.say(0, Ok(Some(1)));
         assert_eq!(three.load().await, "id-1 from a");
         three.say(0, Ok(None));
-        assert_eq!(three.load().await, "chain(a, b, c): a has none any more, and is waited for");
+        assert_eq!(three.load().await, "chain(a, b, c): a has no credential any more, and the chain waits for it");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_chain_moves_on_after_the_absence_that_was_allowed() {
+    async fn a_chain_falls_through_after_the_allowed_absence() {
         let mut three = three();
         three.chain = three.chain.fall_through_after(Duration::from_secs(60));
         three.say(1, Ok(Some(2)));
         three.say(2, Ok(Some(3)));
         assert_eq!(three.load().await, "id-2 from b");
-        tokio::time::advance(Duration::from_secs(3600)).await; // in which it was there
+        tokio::time::advance(Duration::from_secs(3600)).await; // it had a credential all the time
         three.say(1, Ok(None));
         assert_eq!(three.load().await, B_IS_MISSED);
         tokio::time::advance(Duration::from_secs(59)).await;
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(three.load().await, "id-2 from b");
         tokio::time::advance(Duration::from_secs(3600)).await;
         three.say(1, Ok(None));
-        assert_eq!(three.load().await, B_IS_MISSED); // which begins anew
+        assert_eq!(three.load().await, B_IS_MISSED); // the time starts again
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(three.load().await, "id-3 from c");
         three.say(1, Ok(Some(4)));
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_chain_in_a_chain_passes_on_and_stops_like_any_source() {
+    async fn a_chain_in_a_chain_answers_like_any_source() {
         let (inner, outer) = (Says::new(Mutex::new(Ok(None))), Says::new(Mutex::new(Ok(Some(2)))));
         let chain = ChainSource::new().push(ChainSource::new().push(source("in", &inner))).push(source("out", &outer));
         assert_eq!(chain.name(), "chain(chain(in), out)");
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_polled_as_often_as_its_most_eager_source_and_watches_all_files() {
+    fn a_chain_polls_at_the_shortest_interval_and_watches_all_files() {
         let chain = ChainSource::default();
         assert_eq!((chain.poll_interval(), chain.watched_paths().len()), (None, 0));
         let says = Says::new(Mutex::new(Ok(None)));
@@ -332,7 +332,7 @@ mod tests {
         assert_eq!(chain.poll_interval(), Some(Duration::from_secs(5)));
         assert_eq!(chain.watched_paths(), [PathBuf::from("/a"), PathBuf::from("/b")]);
         assert_eq!(chain.poll_interval_while_watched(), Some(Duration::from_secs(30)));
-        // No file event says anything about the remote one.
+        // File events say nothing about a remote source.
         let chain = chain.push(source("remote", &says));
         assert_eq!(chain.poll_interval_while_watched(), Some(Duration::from_secs(5)));
     }

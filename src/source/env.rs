@@ -18,7 +18,7 @@ use crate::{
     events,
 };
 
-/// The environment, in the parts that you choose.
+/// The environment variables that you choose.
 ///
 /// | constructor | variable | holds |
 /// |---|---|---|
@@ -27,23 +27,23 @@ use crate::{
 /// | [`file`](Self::file) | `FAL_KEY_FILE` | the path of a [file with the key](FileSource) |
 /// | [`all`](Self::all) | these three, in this order | |
 ///
-/// A variable that is unset, empty or blank is passed over. One that is set and wrong is an error, and so is half a
-/// pair: a key further down never stands in for a broken one.
+/// A variable that is unset, empty or blank is skipped. A variable that holds something else than a credential is an
+/// error, and so is half a pair: the source never takes a later variable in place of a broken one.
 ///
 /// # What "reload from the environment" means
-/// The environment of a running process does not change: a new value in a pod's spec or a unit file reaches a *new*
-/// process only. A store on `key` or `pair` thus never polls, and a reload brings what was there at the start. What
-/// can rotate in place is the *file* that `FAL_KEY_FILE` names: the variable is read once, the file every 5 s. A key in
-/// a variable that stands before such a file is logged as a warning, with the `tracing` feature.
+/// The environment of a running process does not change: a new value in a pod's spec or a unit file only reaches a
+/// *new* process. So a store on `key` or `pair` never polls, and a reload returns what was there at the start. The
+/// *file* that `FAL_KEY_FILE` names can rotate in place: the variable is read once, and the file every 5 s. If a key
+/// in a variable stands before such a file, this is logged as a warning, with the `tracing` feature.
 ///
-/// Source of the names: fal's own clients (`FAL_KEY`, `FAL_KEY_ID`, `FAL_KEY_SECRET`); `FAL_KEY_FILE` is ours, after
-/// the custom of container images.
+/// Source of the names: fal's own clients read `FAL_KEY`, `FAL_KEY_ID` and `FAL_KEY_SECRET`. `FAL_KEY_FILE` is this
+/// crate's own; many container images use the suffix `_FILE` in this way.
 ///
 /// ```
 /// use tower_fal::source::{CredentialSource, EnvSource};
 ///
 /// # tokio_test::block_on(async {
-/// // The environment is handed in, so that a test need not touch the process's own.
+/// // The test passes its own variables, so it does not change the process's environment.
 /// let source = EnvSource::all().environment(|name| (name == "FAL_KEY").then(|| "id:secret".into()));
 /// let credential = source.load().await?.unwrap();
 /// assert_eq!(credential.source(), Some("env:FAL_KEY"));
@@ -66,7 +66,7 @@ enum Part {
     File(String),
 }
 
-/// What the environment holds.
+/// What was found in the environment.
 enum Found<'a> {
     Credential(Credential),
     File(&'a FileSource),
@@ -130,14 +130,14 @@ impl EnvSource {
         }
     }
 
-    /// Where to look variables up. Default: the process's environment.
+    /// The function that returns the value of a variable. Default: it reads the process's environment.
     #[must_use]
     pub fn environment(mut self, lookup: impl Fn(&str) -> Option<OsString> + Send + Sync + 'static) -> Self {
         self.environment = Arc::new(lookup);
         self
     }
 
-    /// The credential, without a runtime; only for what can never be reloaded.
+    /// The credential, without a runtime. It refuses a file, which a store without a driver could never read again.
     pub(crate) fn load_fixed(&self) -> Result<Option<Credential>, SourceError> {
         match self.find()? {
             None => Ok(None),
@@ -148,7 +148,7 @@ impl EnvSource {
             Some(Found::File(file)) => Err(SourceError::invalid(
                 self.name.clone(),
                 format!(
-                    "the key is in {}, which is to be read again and again: \
+                    "the key is in {}, and only a store with a driver reads a file again: \
                      use `CredentialStore::builder(EnvSource::file()).build().await`",
                     file.name(),
                 ),
@@ -168,7 +168,7 @@ impl EnvSource {
                     (None, Some(_)) => return Err(half_a_pair(name, shown(secret), shown(id))),
                 },
                 Part::File(variable) => match (self.environment)(variable).and_then(path) {
-                    // The path becomes a name that is logged: a key that was put there by mistake must not.
+                    // The path becomes part of a name that is logged. A key that was put there by mistake must not.
                     Some(path) if may_be_credential(path.as_os_str().as_encoded_bytes()) => {
                         return Err(no_path(name, shown(variable)));
                     }
@@ -185,7 +185,7 @@ impl EnvSource {
         Ok(None)
     }
 
-    /// Once, if there is the path of a file as well, behind this credential: who rotates that file waits in vain.
+    /// Warns once if a later variable names a file: a rotation of that file would have no effect.
     fn report_shadowed(&self, credential: &Credential) {
         let is_set = |part: &&Part| matches!(part, Part::File(variable) if (self.environment)(variable).and_then(path).is_some());
         if let Some(file) = self.parts.iter().find(is_set)
@@ -196,7 +196,7 @@ impl EnvSource {
         }
     }
 
-    /// A variable that is neither unset nor empty nor blank, in a buffer that is wiped.
+    /// The value of a variable, unless it is unset, empty or blank. The buffer is wiped when it is dropped.
     fn value(&self, variable: &str) -> Option<Zeroizing<Vec<u8>>> {
         let value = Zeroizing::new((self.environment)(variable)?.into_encoded_bytes());
         (!trim(&value).is_empty()).then_some(value)
@@ -239,7 +239,7 @@ impl fmt::Display for Part {
     }
 }
 
-/// `EnvSource::key_from(env::var("FAL_KEY")?)` must not show the key.
+/// The name of a variable as it is shown. `EnvSource::key_from(env::var("FAL_KEY")?)` must not show the key.
 pub(super) fn shown(variable: &str) -> &str {
     let is_name = variable.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if is_name { variable } else { "(not shown, as it may be a key in place of a variable's name)" }
@@ -256,7 +256,7 @@ fn half_a_pair(source: String, set: &str, missing: &str) -> SourceError {
 }
 
 fn no_path(source: String, variable: &str) -> SourceError {
-    let hint = "holds what may be a key where the path of a file belongs; a path can be written with `./` in front";
+    let hint = "must hold the path of a file, and this may be a key; if it is a path, write `./` in front of it";
     SourceError::invalid(source, format!("{variable} {hint}"))
 }
 
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_broken_key_is_an_error_and_not_a_reason_to_look_further() {
+    async fn a_broken_key_ends_the_search() {
         let variables = &[("FAL_KEY", "hush"), ("FAL_KEY_ID", "b"), ("FAL_KEY_SECRET", "2")];
         let error = with(EnvSource::all(), variables).load().await.unwrap_err();
         assert!(report(&error).starts_with("env:FAL_KEY: holds no credential: the key has no `:`"), "{error}");
@@ -339,9 +339,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_where_a_path_belongs_is_refused_without_being_named() {
+    async fn a_key_in_place_of_a_path_is_refused_and_not_shown() {
         let error = with(EnvSource::all(), &[("FAL_KEY_FILE", "id:hush-hush")]).load().await.unwrap_err();
-        assert!(error.to_string().contains("FAL_KEY_FILE holds what may be a key"), "{error}");
+        assert!(error.to_string().contains("FAL_KEY_FILE must hold the path of a file"), "{error}");
         assert!(!format!("{error} {error:?}").contains("hush"));
         assert!(
             with(EnvSource::file(), &[("FAL_KEY_FILE", "C:\\key")])
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_where_the_name_of_a_variable_belongs_is_not_shown() {
+    async fn a_key_in_place_of_a_variable_name_is_not_shown() {
         let source = with(EnvSource::key_from("id:hush-hush"), &[]);
         assert!(!format!("{source:?} {}", source.name()).contains("hush"));
         let source = with(EnvSource::pair_from("a b", "hush-hush"), &[("a b", "id")]);

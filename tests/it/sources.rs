@@ -150,7 +150,7 @@ async fn a_chain_keeps_the_key_of_a_winner_that_is_gone_until_it_is_back_or_outr
     first.says(Says::Nothing);
     let Err(ReloadError::Failed(error)) = store.reload().await else { panic!("it fell through") };
     assert_eq!(error.kind(), SourceErrorKind::NotFound);
-    let said = "chain(script, script, script): script has none any more, and is waited for";
+    let said = "chain(script, script, script): script has no credential any more, and the chain waits for it";
     assert_eq!(report(&error), said);
 }
 
