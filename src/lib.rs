@@ -65,6 +65,9 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod __fuzz;
 pub mod auth;
 #[cfg(feature = "axum")]
 pub mod axum;

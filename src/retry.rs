@@ -75,13 +75,13 @@ use crate::{
 
 mod attempt;
 mod attempts;
-mod body;
+pub(crate) mod body;
 mod future;
 mod head;
 mod mode;
 pub(crate) mod policy;
 #[cfg(feature = "transient")]
-mod retry_after;
+pub(crate) mod retry_after;
 mod rule;
 #[cfg(feature = "transient")]
 mod transient;

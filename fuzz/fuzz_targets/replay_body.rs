@@ -6,7 +6,6 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
@@ -15,23 +14,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use libfuzzer_sys::fuzz_target;
-
-use self::body::replay::{Replay, ReplayBody, ReplayMemory};
-
-// It is private: the source itself is compiled here, so that the crate need not show it to anyone.
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../src/retry/body"]
-mod body {
-    pub(crate) mod replay;
-}
-
-// What that source uses of the crate.
-mod error {
-    pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
-}
-mod events {
-    pub(crate) fn replay_memory_exhausted(_: usize) {}
-}
+use tower_fal::__fuzz::{Replay, ReplayBody, ReplayMemory, take};
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -205,9 +188,9 @@ fuzz_target!(|input: Input| {
     let mut plain = Seen::before(&script);
     plain.finish(&mut script.clone());
 
-    let memory = Arc::new(ReplayMemory::new(memory.into()));
-    let (attempt, replay) = ReplayBody::new(script, most.into(), &memory);
-    let mut replay: Option<Replay<Script>> = Some(replay);
+    let memory = ReplayMemory::new(memory.into());
+    let (attempt, replay) = Replay::new(script, most.into(), &memory);
+    let mut replay = Some(replay);
     let mut current = Some((Seen::before(&attempt), attempt));
     let mut over = Vec::new();
     let mut longest = 0;
@@ -241,7 +224,7 @@ fuzz_target!(|input: Input| {
             }
             Event::Take => {
                 if let Some((_, body)) = &mut current {
-                    let taken = body.take();
+                    let taken = take(body);
                     assert!(body.is_end_stream());
                     *body = taken;
                 }
