@@ -1,8 +1,9 @@
-//! What the default policy admits is one of fal's hosts over TLS, also in the eyes of two other parsers.
+//! What the default policy admits is one of fal's hosts over TLS, also as two other parsers read it.
+//!
+//! The input is a URI. Three lines are its scheme, its authority and its path, which are put together.
 
 #![no_main]
 
-use arbitrary::Arbitrary;
 use http::Uri;
 use libfuzzer_sys::fuzz_target;
 use tower_fal::origin::{FalOrigins, OriginPolicy as _};
@@ -10,42 +11,13 @@ use url::Url;
 
 const HOSTS: [&str; 6] = ["fal.run", "queue.fal.run", "ws.fal.run", "rest.fal.ai", "rest.alpha.fal.ai", "api.fal.ai"];
 
-#[derive(Arbitrary, Debug)]
-enum Input<'a> {
-    Whole(&'a [u8]),
-    Parts { scheme: Scheme<'a>, before: &'a str, host: u8, after: &'a str },
-    Builder { scheme: Scheme<'a>, authority: &'a str, path: &'a str },
-}
-
-#[derive(Arbitrary, Debug)]
-enum Scheme<'a> {
-    Https,
-    Wss,
-    Http,
-    Other(&'a str),
-}
-
-impl<'a> Scheme<'a> {
-    fn as_str(&self) -> &'a str {
-        match self {
-            Self::Https => "https",
-            Self::Wss => "wss",
-            Self::Http => "http",
-            Self::Other(other) => other,
+fuzz_target!(|text: &[u8]| {
+    let lines: Vec<_> = text.split(|&byte| byte == b'\n').collect();
+    let uri = match *lines {
+        [scheme, authority, path] => {
+            Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build().ok()
         }
-    }
-}
-
-fuzz_target!(|input: Input<'_>| {
-    let uri = match &input {
-        Input::Whole(bytes) => Uri::try_from(*bytes).ok(),
-        Input::Parts { scheme, before, host, after } => {
-            let host = HOSTS[usize::from(*host) % HOSTS.len()];
-            Uri::try_from(format!("{}://{before}{host}{after}", scheme.as_str())).ok()
-        }
-        Input::Builder { scheme, authority, path } => {
-            Uri::builder().scheme(scheme.as_str()).authority(*authority).path_and_query(*path).build().ok()
-        }
+        _ => Uri::try_from(text).ok(),
     };
     let Some(uri) = uri else { return };
     if !FalOrigins::new().admits(&uri) {
