@@ -1,6 +1,6 @@
 use std::{fmt, sync::Arc, time::Duration};
 
-use tokio::sync::watch as channel;
+use tokio::runtime::Handle;
 
 #[cfg(all(feature = "signal", unix))]
 use super::signal;
@@ -10,9 +10,10 @@ use super::{
     CredentialStore,
     clock::Clock,
     driver::{self, Driver, Hints, Schedule},
-    shared::{DriverLink, Finished, Shared},
+    shared::{self, Shared},
 };
 use crate::{
+    credential::Credential,
     error::SourceError,
     source::{BoxSource, CredentialSource},
 };
@@ -147,54 +148,55 @@ impl CredentialStoreBuilder {
     /// # Panics
     /// On a Tokio runtime whose timer is not enabled, or, when SIGHUP is wanted, its I/O.
     pub async fn build(self) -> Result<CredentialStore, SourceError> {
-        let Self { name, source, load_timeout, refresh_before, clock, .. } = self;
-        let source_name: Arc<str> = source.name().into();
-        if name.is_empty() || name.len() > MAX_NAME_LEN || name.chars().any(char::is_control) {
-            let hint = "the name of a store has 1 to 64 bytes and no control characters: see `name` of its builder";
-            return Err(SourceError::new(source_name, hint));
-        }
-        if tokio::runtime::Handle::try_current().is_err() {
-            let hint = "a store that reloads needs a Tokio runtime: build it inside one, or use `from_env` or `fixed`";
-            return Err(SourceError::new(source_name, hint));
-        }
+        let source_name: Arc<str> = self.source.name().into();
+        self.check(&source_name)?;
         #[cfg(all(feature = "signal", unix))]
-        let hangups = if self.on_sighup {
-            let failed = |error| SourceError::io(Arc::clone(&source_name), "cannot listen to SIGHUP", error);
-            Some(signal::hangups().map_err(failed)?)
-        } else {
-            None
-        };
-        let first = driver::load_once(&source, &source_name, load_timeout)
-            .await?
-            .ok_or_else(|| nothing_there(Arc::clone(&source_name)))?;
+        let hangups = self.on_sighup.then(|| signal::hangups(&source_name)).transpose()?;
+        let first = self.load_first(&source_name).await?;
 
-        let (wanted, wanted_by_handles) = channel::channel(0);
-        let (finished_by_driver, finished) = channel::channel(Finished::first());
-        let hints = Arc::new(Hints::default());
-        #[cfg(feature = "watch")]
-        if let Some(watcher) = self.watcher {
-            tokio::spawn(watch::run(source.clone(), watcher, Arc::clone(&hints), finished.clone()));
-        }
-        #[cfg(all(feature = "signal", unix))]
-        let until_driver_ends = finished.clone();
-        let link = DriverLink { wanted, finished };
-        let shared = Arc::new(Shared::new(name, first, &source_name, Some(link), clock.clone()));
+        let (link, handles) = shared::link();
+        let shared = Arc::new(Shared::new(self.name, first, &source_name, Some(link), self.clock.clone()));
         let driver = Driver {
-            schedule: Schedule::new(refresh_before, driver::poll_interval(&source, false), clock),
-            source,
+            schedule: Schedule::new(self.refresh_before, driver::poll_interval(&self.source, false), self.clock),
+            source: self.source,
             source_name,
             shared: Arc::downgrade(&shared),
-            wanted: wanted_by_handles,
-            finished: finished_by_driver,
-            hints,
-            load_timeout,
+            handles,
+            hints: Arc::new(Hints::default()),
+            load_timeout: self.load_timeout,
         };
-        tokio::spawn(driver.run());
+        #[cfg(feature = "watch")]
+        if let Some(watcher) = self.watcher {
+            tokio::spawn(watch::run(
+                driver.source.clone(),
+                watcher,
+                Arc::clone(&driver.hints),
+                driver.handles.finished.subscribe(),
+            ));
+        }
         #[cfg(all(feature = "signal", unix))]
         if let Some(hangups) = hangups {
-            tokio::spawn(signal::reload(hangups, Arc::downgrade(&shared), until_driver_ends));
+            tokio::spawn(signal::reload(hangups, driver.shared.clone(), driver.handles.finished.subscribe()));
         }
+        tokio::spawn(driver.run());
         Ok(CredentialStore { shared })
+    }
+
+    fn check(&self, source_name: &Arc<str>) -> Result<(), SourceError> {
+        let hint = if self.name.is_empty() || self.name.len() > MAX_NAME_LEN || self.name.chars().any(char::is_control)
+        {
+            "the name of a store has 1 to 64 bytes and no control characters: see `name` of its builder"
+        } else if Handle::try_current().is_err() {
+            "a store that reloads needs a Tokio runtime: build it inside one, or use `from_env` or `fixed`"
+        } else {
+            return Ok(());
+        };
+        Err(SourceError::new(Arc::clone(source_name), hint))
+    }
+
+    async fn load_first(&self, source_name: &Arc<str>) -> Result<Credential, SourceError> {
+        let loaded = driver::load_once(&self.source, source_name, self.load_timeout).await?;
+        loaded.ok_or_else(|| nothing_there(Arc::clone(source_name)))
     }
 }
 

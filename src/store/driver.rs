@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     clock::Clock,
-    shared::{Finished, Shared},
+    shared::{HandlesLink, Shared},
     slot::Snapshot,
 };
 use crate::{
@@ -44,8 +44,7 @@ pub(super) struct Driver {
     pub(super) source_name: Arc<str>,
     /// Weak, or else the driver would keep alive what ends it.
     pub(super) shared: Weak<Shared>,
-    pub(super) wanted: watch::Receiver<u64>,
-    pub(super) finished: watch::Sender<Finished>,
+    pub(super) handles: HandlesLink,
     pub(super) hints: Arc<Hints>,
     pub(super) load_timeout: Duration,
     pub(super) schedule: Schedule,
@@ -66,7 +65,7 @@ impl Driver {
             return self.load().await;
         }
         tokio::select! {
-            asked = self.wanted.changed() => match asked {
+            asked = self.handles.wanted.changed() => match asked {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()), // the last handle is gone
             },
@@ -80,7 +79,7 @@ impl Driver {
         self.shared()?.begin_load();
         let loaded = tokio::select! {
             loaded = load_once(&self.source, &self.source_name, self.load_timeout) => loaded,
-            () = last_handle_gone(&mut self.wanted) => return ControlFlow::Break(()),
+            () = last_handle_gone(&mut self.handles.wanted) => return ControlFlow::Break(()),
         };
         let shared = self.shared()?;
         let finished = shared.finish_load(&self.source_name, loaded);
@@ -88,7 +87,7 @@ impl Driver {
         // What is in the way of a load may go without a file event.
         let watched = finished.result.is_ok() && self.hints.watched.load(Ordering::Relaxed);
         self.schedule.after_load(&finished.result, poll_interval(&self.source, watched));
-        self.finished.send_replace(finished);
+        self.handles.finished.send_replace(finished);
         ControlFlow::Continue(())
     }
 
@@ -97,7 +96,7 @@ impl Driver {
     }
 
     fn is_demanded(&self) -> bool {
-        *self.wanted.borrow() > self.finished.borrow().load
+        *self.handles.wanted.borrow() > self.handles.finished.borrow().load
     }
 }
 

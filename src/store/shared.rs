@@ -46,6 +46,19 @@ pub(super) struct DriverLink {
     pub(super) finished: watch::Receiver<Finished>,
 }
 
+/// The driver's end of the same channels.
+pub(super) struct HandlesLink {
+    pub(super) wanted: watch::Receiver<u64>,
+    pub(super) finished: watch::Sender<Finished>,
+}
+
+/// The channels between the handles of a store and its driver.
+pub(super) fn link() -> (DriverLink, HandlesLink) {
+    let (wanted, wanted_by_handles) = watch::channel(0);
+    let (finished_by_driver, finished) = watch::channel(Finished::first());
+    (DriverLink { wanted, finished }, HandlesLink { wanted: wanted_by_handles, finished: finished_by_driver })
+}
+
 impl DriverLink {
     pub(super) fn is_gone(&self) -> bool {
         self.finished.has_changed().is_err()
@@ -63,7 +76,7 @@ pub(super) struct Finished {
 
 impl Finished {
     /// The load before the driver's first one.
-    pub(super) fn first() -> Self {
+    fn first() -> Self {
         Self { load: 0, result: Ok(()), news: 0 }
     }
 }

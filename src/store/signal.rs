@@ -1,6 +1,6 @@
 //! SIGHUP: somebody asks for a reload from outside.
 
-use std::{io, sync::Weak};
+use std::sync::{Arc, Weak};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -8,10 +8,12 @@ use tokio::{
 };
 
 use super::shared::{Finished, Shared};
+use crate::error::SourceError;
 
-/// From now on SIGHUP ends the process no more.
-pub(super) fn hangups() -> io::Result<Signal> {
+/// From now on SIGHUP does not end the process any more.
+pub(super) fn hangups(source_name: &Arc<str>) -> Result<Signal, SourceError> {
     signal(SignalKind::hangup())
+        .map_err(|error| SourceError::io(Arc::clone(source_name), "cannot listen to SIGHUP", error))
 }
 
 /// Reloads at each SIGHUP, until the driver ends.
