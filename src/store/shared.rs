@@ -115,6 +115,16 @@ struct CoolDown {
     until: Instant,
 }
 
+/// What came of a load.
+struct Settled {
+    load: u64,
+    news: u64,
+    /// The new snapshot, if there is one.
+    result: Result<Option<Snapshot>, SourceError>,
+    /// How many loads in a row had failed before.
+    earlier_failures: u32,
+}
+
 /// What there is to do for somebody whose credential was refused.
 pub(super) enum Past {
     /// Nothing: a newer one is here.
@@ -223,13 +233,20 @@ impl Shared {
 
     /// Publishes what a load brought, if it is valid and changed; otherwise the last good one stays.
     pub(super) fn finish_load(&self, source: &Arc<str>, loaded: Result<Option<Credential>, SourceError>) -> Finished {
+        let settled = self.settle(source, loaded);
+        self.tell(&settled);
+        Finished { load: settled.load, result: settled.result.map(drop), news: settled.news }
+    }
+
+    /// Everything that changes when a load ends, under the lock.
+    fn settle(&self, source: &Arc<str>, loaded: Result<Option<Credential>, SourceError>) -> Settled {
         let mut writer = self.writer();
         writer.loading = false;
-        let for_refusal = writer.refused;
+        let is_for_refusal = writer.refused;
         let result = self.judge(&mut writer, source, loaded);
-        let failures = self.record(&result);
+        let earlier_failures = self.record(&result);
         writer.refused = false;
-        if for_refusal {
+        if is_for_refusal {
             cool_down(&mut writer);
         } else if matches!(result, Ok(Some(_))) {
             writer.cool_down = None;
@@ -237,9 +254,13 @@ impl Shared {
         if self.driver.as_ref().is_none_or(|driver| *driver.wanted.borrow() <= writer.loads_begun) {
             writer.asked_at = None;
         }
-        let (load, news) = (writer.loads_begun, writer.news);
-        drop(writer); // whoever listens to the events may be slow, or look at the store
-        self.metrics.loaded(match &result {
+        Settled { load: writer.loads_begun, news: writer.news, result, earlier_failures }
+    }
+
+    /// The metrics and events of a load that has ended. The lock is not held, as whoever listens to the events may be
+    /// slow, or look at the store.
+    fn tell(&self, settled: &Settled) {
+        self.metrics.loaded(match &settled.result {
             Ok(Some(_)) => "changed",
             Ok(None) => "unchanged",
             Err(_) => "failed",
@@ -247,20 +268,15 @@ impl Shared {
         self.show();
         let current = self.load();
         let key_id = current.credential().key_id();
-        let result = match result {
+        match &settled.result {
             Ok(next) => {
-                if failures > 0 {
-                    events::recovered(current.source(), key_id, failures);
+                if settled.earlier_failures > 0 {
+                    events::recovered(current.source(), key_id, settled.earlier_failures);
                 }
                 next.iter().for_each(announce);
-                Ok(())
             }
-            Err(error) => {
-                events::load_failed(&error, key_id, failures.saturating_add(1));
-                Err(error)
-            }
-        };
-        Finished { load, result, news }
+            Err(error) => events::load_failed(error, key_id, settled.earlier_failures.saturating_add(1)),
+        }
     }
 
     /// The new snapshot, if there is one.
