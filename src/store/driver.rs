@@ -171,7 +171,7 @@ pub(super) struct Schedule {
     /// The next poll, or the next try after a failure.
     next: Option<Instant>,
     /// How many loads in a row did not bring what they should have.
-    in_vain: u32,
+    failures: u32,
 }
 
 impl Schedule {
@@ -183,7 +183,7 @@ impl Schedule {
             generation: None,
             refresh_at: None,
             next: poll.map(|every| Instant::now() + jittered(every)),
-            in_vain: 0,
+            failures: 0,
         }
     }
 
@@ -202,24 +202,24 @@ impl Schedule {
         });
         // Unless it has expired already, as all of them do for a clock that is far off.
         if !self.is_overdue() {
-            self.in_vain = 0;
+            self.failures = 0;
         }
     }
 
     fn after_load(&mut self, result: &Result<(), SourceError>, poll: Option<Duration>) {
         // The source still brings the token that is about to expire: as good as a failure.
         let failed = result.is_err() && poll.is_some();
-        self.in_vain = if failed || self.is_overdue() { self.in_vain.saturating_add(1) } else { 0 };
-        let retry = (self.in_vain > 0).then(|| {
+        self.failures = if failed || self.is_overdue() { self.failures.saturating_add(1) } else { 0 };
+        let retry = (self.failures > 0).then(|| {
             let longest = poll.unwrap_or(LONGEST_RETRY).min(LONGEST_RETRY);
-            exponential(FIRST_RETRY, self.in_vain - 1, longest)
+            exponential(FIRST_RETRY, self.failures - 1, longest)
         });
         let wait = [retry, poll].into_iter().flatten().min();
         self.next = wait.map(|wait| Instant::now() + jittered(wait));
     }
 
     fn is_due(&self) -> bool {
-        self.next.is_some_and(|next| next <= Instant::now()) || (self.in_vain == 0 && self.is_overdue())
+        self.next.is_some_and(|next| next <= Instant::now()) || (self.failures == 0 && self.is_overdue())
     }
 
     fn is_overdue(&self) -> bool {
@@ -229,7 +229,7 @@ impl Schedule {
     /// Returns when it may be time; whether it is, [`is_due`](Self::is_due) says.
     async fn wait(&self) {
         // A refresh that was tried in vain waits for its next try instead.
-        let refresh = self.refresh_at.filter(|_| self.in_vain == 0).map(|at| {
+        let refresh = self.refresh_at.filter(|_| self.failures == 0).map(|at| {
             let left = at.duration_since(self.clock.now()).unwrap_or_default();
             Instant::now() + left.min(CLOCK_CHECK)
         });

@@ -71,13 +71,13 @@ pub(super) struct Finished {
     pub(super) result: Result<(), SourceError>,
     /// The last load that brought something else than the one before.
     #[cfg_attr(not(feature = "watch"), allow(dead_code))] // it is for those who watch
-    pub(super) news: u64,
+    pub(super) last_change: u64,
 }
 
 impl Finished {
     /// The load before the driver's first one.
     fn first() -> Self {
-        Self { load: 0, result: Ok(()), news: 0 }
+        Self { load: 0, result: Ok(()), last_change: 0 }
     }
 }
 
@@ -85,15 +85,15 @@ impl Finished {
 #[derive(Default)]
 struct Writer {
     /// What the source brought last. It is not the current credential after a `replace`.
-    brought: Option<Credential>,
+    last_loaded: Option<Credential>,
     /// The load that brought it first.
-    news: u64,
+    last_change: u64,
     loads_begun: u64,
     loading: bool,
     /// What was the current one when somebody last asked for a load that is still to come or to end.
-    asked_at: Option<Generation>,
+    current_when_asked: Option<Generation>,
     /// Somebody waits for a load because fal refused the current credential.
-    refused: bool,
+    load_is_for_refusal: bool,
     cool_down: Option<CoolDown>,
     /// The generation for which a load was made during a cool-down, and when.
     last_chance: Option<(Generation, Instant)>,
@@ -118,7 +118,7 @@ struct CoolDown {
 /// What came of a load.
 struct Settled {
     load: u64,
-    news: u64,
+    last_change: u64,
     /// The new snapshot, if there is one.
     result: Result<Option<Snapshot>, SourceError>,
     /// How many loads in a row had failed before.
@@ -150,7 +150,7 @@ impl Shared {
             status: watch::Sender::new(Status::new(name, &snapshot, &clock, state)),
             slot: Slot::new(snapshot),
             // Where there is no source, a credential that was replaced should not be kept any longer.
-            writer: Mutex::new(Writer { brought: driver.is_some().then_some(first), ..Writer::default() }),
+            writer: Mutex::new(Writer { last_loaded: driver.is_some().then_some(first), ..Writer::default() }),
             driver,
             clock,
         };
@@ -192,7 +192,7 @@ impl Shared {
     /// Asks for a load that begins after this call.
     pub(super) fn demand(&self, driver: &DriverLink) -> u64 {
         let mut writer = self.writer();
-        writer.asked_at = Some(self.slot.load().generation());
+        writer.current_when_asked = Some(self.slot.load().generation());
         want(driver, writer.loads_begun + 1)
     }
 
@@ -205,21 +205,22 @@ impl Shared {
         if current > refused {
             return Past::Newer(current);
         }
-        let had_it = writer.last_chance.is_some_and(|(of, at)| of == current && at.elapsed() < LONGEST_COOL_DOWN);
-        let all_the_same = last_chance && !had_it;
-        if all_the_same {
+        let last_chance_used =
+            writer.last_chance.is_some_and(|(of, at)| of == current && at.elapsed() < LONGEST_COOL_DOWN);
+        let ignore_cool_down = last_chance && !last_chance_used;
+        if ignore_cool_down {
             writer.last_chance = Some((current, Instant::now()));
         }
         if let Some(&CoolDown { until, .. }) =
-            writer.cool_down.as_ref().filter(|cool_down| !all_the_same && Instant::now() < cool_down.until)
+            writer.cool_down.as_ref().filter(|cool_down| !ignore_cool_down && Instant::now() < cool_down.until)
         {
             return Past::CoolingDown {
                 until,
                 answer: self.status.borrow().last_error.clone().map_or(Ok(current), Err),
             };
         }
-        writer.asked_at = Some(current);
-        writer.refused = true;
+        writer.current_when_asked = Some(current);
+        writer.load_is_for_refusal = true;
         let number = writer.loads_begun + u64::from(!writer.loading);
         let joined = writer.loading || *driver.wanted.borrow() >= number;
         Past::Load { number: want(driver, number), joined }
@@ -235,26 +236,26 @@ impl Shared {
     pub(super) fn finish_load(&self, source: &Arc<str>, loaded: Result<Option<Credential>, SourceError>) -> Finished {
         let settled = self.settle(source, loaded);
         self.tell(&settled);
-        Finished { load: settled.load, result: settled.result.map(drop), news: settled.news }
+        Finished { load: settled.load, result: settled.result.map(drop), last_change: settled.last_change }
     }
 
     /// Everything that changes when a load ends, under the lock.
     fn settle(&self, source: &Arc<str>, loaded: Result<Option<Credential>, SourceError>) -> Settled {
         let mut writer = self.writer();
         writer.loading = false;
-        let is_for_refusal = writer.refused;
-        let result = self.judge(&mut writer, source, loaded);
+        let is_for_refusal = writer.load_is_for_refusal;
+        let result = self.accept(&mut writer, source, loaded);
         let earlier_failures = self.record(&result);
-        writer.refused = false;
+        writer.load_is_for_refusal = false;
         if is_for_refusal {
             cool_down(&mut writer);
         } else if matches!(result, Ok(Some(_))) {
             writer.cool_down = None;
         }
         if self.driver.as_ref().is_none_or(|driver| *driver.wanted.borrow() <= writer.loads_begun) {
-            writer.asked_at = None;
+            writer.current_when_asked = None;
         }
-        Settled { load: writer.loads_begun, news: writer.news, result, earlier_failures }
+        Settled { load: writer.loads_begun, last_change: writer.last_change, result, earlier_failures }
     }
 
     /// The metrics and events of a load that has ended. The lock is not held, as whoever listens to the events may be
@@ -280,7 +281,7 @@ impl Shared {
     }
 
     /// The new snapshot, if there is one.
-    fn judge(
+    fn accept(
         &self,
         writer: &mut Writer,
         source: &Arc<str>,
@@ -295,12 +296,12 @@ impl Shared {
         }
         // A poll must not undo a `replace` with what the source had all along. Whoever asks for a load wants what the
         // source has in place of what was current then, and not in place of a replacement that came since.
-        let is_new = !writer.brought.as_ref().is_some_and(|brought| brought.same_value(&candidate));
+        let is_new = !writer.last_loaded.as_ref().is_some_and(|last| last.same_value(&candidate));
         if is_new {
-            writer.news = writer.loads_begun;
+            writer.last_change = writer.loads_begun;
         }
-        let is_wanted = is_new || writer.asked_at == Some(current.generation());
-        writer.brought = Some(candidate.clone());
+        let is_wanted = is_new || writer.current_when_asked == Some(current.generation());
+        writer.last_loaded = Some(candidate.clone());
         if !is_wanted || candidate.same_value(current.credential()) {
             return Ok(None);
         }
@@ -309,7 +310,7 @@ impl Shared {
 
     fn publish(&self, writer: &mut Writer, current: &Snapshot, credential: Credential, source: &Arc<str>) -> Snapshot {
         let next = Snapshot::new(credential, current.generation().next(), source);
-        writer.refused = false; // that was the one before
+        writer.load_is_for_refusal = false; // that was the one before
         // One that was refused is no way back. And where no driver sees to it, it would be kept for ever.
         let is_way_back =
             writer.refused_at.take().is_none_or(|at| at.elapsed() >= writer.overlap) && self.driver.is_some();

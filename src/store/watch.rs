@@ -82,7 +82,7 @@ pub(super) async fn run(
         is_complete: false,
         heard_before: [u64::MAX; 2],
         answered: 0,
-        last_news: 0,
+        last_change: 0,
         pace: Pace::default(),
         is_reported: false,
     };
@@ -105,7 +105,7 @@ struct Watch {
     heard_before: [u64; 2],
     /// How many events there had been when the driver was last told.
     answered: u64,
-    last_news: u64,
+    last_change: u64,
     pace: Pace,
     is_reported: bool,
 }
@@ -183,19 +183,19 @@ impl Watch {
         if self.heard.count.load(Ordering::SeqCst) == self.answered {
             return false;
         }
-        tokio::time::sleep(self.pace.next(self.last_news)).await;
+        tokio::time::sleep(self.pace.next(self.last_change)).await;
         self.answered = self.heard.count.load(Ordering::SeqCst);
         true
     }
 
     /// A change of the source that no event announced: is nobody listening?
     fn load_ended(&mut self) {
-        let news = self.finished.borrow_and_update().news;
-        let is_news = mem::replace(&mut self.last_news, news) != news;
+        let change = self.finished.borrow_and_update().last_change;
+        let has_changed = mem::replace(&mut self.last_change, change) != change;
         let heard = self.heard.count.load(Ordering::SeqCst);
         let [before, last] = self.heard_before;
         // The change came after the load before began, and that one after the load before it had ended.
-        if is_news && heard == before && self.is_complete && self.hearing == Hearing::Well {
+        if has_changed && heard == before && self.is_complete && self.hearing == Hearing::Well {
             self.hearing = Hearing::DoubtfulUntil(Instant::now() + GRACE);
         }
         self.heard_before = [last, heard];
@@ -206,18 +206,19 @@ impl Watch {
 #[derive(Default)]
 struct Pace {
     last: Option<Instant>,
-    news: u64,
-    in_vain: u32,
+    last_change: u64,
+    /// How many answers in a row brought nothing new.
+    without_change: u32,
 }
 
 impl Pace {
-    /// `news` is the last load that brought something new.
-    fn next(&mut self, news: u64) -> Duration {
+    /// `change` is the last load that brought something new.
+    fn next(&mut self, change: u64) -> Duration {
         let now = Instant::now();
         let is_quiet = self.last.replace(now).is_none_or(|last| now - last > 2 * LONGEST_DEBOUNCE);
-        let is_news = mem::replace(&mut self.news, news) != news;
-        self.in_vain = if is_quiet || is_news { 0 } else { self.in_vain.saturating_add(1) };
-        exponential(DEBOUNCE, self.in_vain, LONGEST_DEBOUNCE)
+        let has_changed = mem::replace(&mut self.last_change, change) != change;
+        self.without_change = if is_quiet || has_changed { 0 } else { self.without_change.saturating_add(1) };
+        exponential(DEBOUNCE, self.without_change, LONGEST_DEBOUNCE)
     }
 }
 
@@ -260,7 +261,7 @@ fn is_reading(kind: EventKind) -> bool {
 struct Watched {
     source: BoxSource,
     make: MakeWatcher,
-    watcher: Option<Tamed>,
+    watcher: Option<CatchUnwindWatcher>,
     heard: Arc<Heard>,
 }
 
@@ -308,7 +309,7 @@ impl Watched {
     fn watch(&mut self, directory: &Path, identity: Identity) -> Result<(), BoxError> {
         let watcher = match &mut self.watcher {
             Some(watcher) => watcher,
-            None => self.watcher.insert(Tamed::new((self.make)(Arc::clone(&self.heard))?)),
+            None => self.watcher.insert(CatchUnwindWatcher::new((self.make)(Arc::clone(&self.heard))?)),
         };
         // First noted, then watched: what is heard of it from then on may take it off again.
         self.heard.directories().insert(directory.to_owned(), identity);
@@ -372,9 +373,9 @@ fn identify(directory: &Path) -> io::Result<(PathBuf, Identity)> {
 
 /// A watcher that does not take the program with it. notify's own panics when its thread is gone, or could not be
 /// made, and does so once more when it is dropped.
-struct Tamed(Option<BoxWatcher>);
+struct CatchUnwindWatcher(Option<BoxWatcher>);
 
-impl Tamed {
+impl CatchUnwindWatcher {
     fn new(watcher: BoxWatcher) -> Self {
         Self(Some(watcher))
     }
@@ -402,7 +403,7 @@ impl Tamed {
     }
 }
 
-impl Drop for Tamed {
+impl Drop for CatchUnwindWatcher {
     fn drop(&mut self) {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(self.0.take())));
     }
@@ -612,7 +613,7 @@ mod tests {
         let mut pace = Pace::default();
         let waits: Vec<_> = (0..10).map(|_| pace.next(0).as_millis()).collect();
         assert_eq!(waits, [5, 10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
-        assert_eq!(pace.next(1), DEBOUNCE); // there were news
+        assert_eq!(pace.next(1), DEBOUNCE); // there was a change
         assert_eq!(pace.next(1), 2 * DEBOUNCE);
         tokio::time::advance(3 * LONGEST_DEBOUNCE).await;
         assert_eq!(pace.next(1), DEBOUNCE);
