@@ -2,8 +2,7 @@ use std::fmt;
 
 /// How many credentials a store has held: 1 for the first one, one more with each rotation.
 ///
-/// Requests are compared by generation, never by secret. Generations of different stores have nothing to do with
-/// each other.
+/// Requests are compared by generation, never by secret. Generations of different stores cannot be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(u64);
 
@@ -15,7 +14,6 @@ impl Generation {
     }
 
     /// The number, for logs and labels.
-    #[must_use]
     pub fn get(self) -> u64 {
         self.0
     }

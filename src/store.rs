@@ -1,19 +1,19 @@
 //! The current credential, and what keeps it current.
 //!
-//! A [`CredentialStore`] holds one credential for everybody. Requests [`load`](CredentialStore::load) it without a
-//! lock; one task, the *driver*, is the only one that asks the [source](crate::source):
+//! A [`CredentialStore`] holds one credential for all requests, which [`load`](CredentialStore::load) it without a
+//! lock. One task, the *driver*, is the only one that asks the [source](crate::source):
 //!
 //! 1. [`build`](CredentialStoreBuilder::build) loads once, so that a server without a key fails when it starts.
 //! 2. The driver asks again at the source's own interval, ahead of the expiry of a token, and when
 //!    [`reload`](CredentialStore::reload) or [`reload_past`](CredentialStore::reload_past) is called.
-//! 3. What is valid and has changed becomes the next [`Generation`]. Content decides, not timestamps.
-//! 4. Anything else (a missing file, half a key, a time-out, a panic) leaves the last good credential in place, is
-//!    reported in the [`Status`], and is tried again: after 1 s, 2 s, 4 s, up to the source's interval or a minute,
-//!    whichever is shorter. (A source that is never polled waits for the next reload.)
+//! 3. A credential that is valid and has changed becomes the next [`Generation`]. Content decides, not timestamps.
+//! 4. After a failure (a missing file, half a key, a timeout, a panic) the last good credential stays in place. The
+//!    failure is reported in the [`Status`], and the driver tries again after 1 s, 2 s, 4 s, up to the source's
+//!    interval or a minute, whichever is shorter. (A source that is never polled waits for the next reload.)
 //! 5. The driver ends when the last handle is dropped.
 //!
-//! With the feature `watch` it also looks when a file changes, and with `signal` at a SIGHUP; both are asked for on
-//! the [builder](CredentialStoreBuilder).
+//! With the feature `watch` the driver also loads when a file changes, and with the feature `signal` when the process
+//! gets a SIGHUP. The [builder](CredentialStoreBuilder) turns both on.
 //!
 //! ```
 //! use tower_fal::{CredentialStore, source::FileSource};
@@ -89,8 +89,8 @@ impl CredentialStore {
     /// ```
     ///
     /// # Errors
-    /// When none of the variables is set or one is malformed; and when it is `FAL_KEY_FILE` that names the key, as
-    /// a file wants to be read again: use [`builder`](Self::builder) with [`EnvSource::file`] then.
+    /// When none of the variables is set or one is malformed. Also when `FAL_KEY_FILE` names the key, because a file
+    /// has to be read again: use [`builder`](Self::builder) with [`EnvSource::file`] then.
     pub fn from_env() -> Result<Self, SourceError> {
         Self::from_fixed_env(&EnvSource::all())
     }
@@ -116,16 +116,14 @@ impl CredentialStore {
 
     /// The current credential, for one request: no lock, no await, no allocation.
     ///
-    /// (But for the first time on a thread, when `arc-swap` makes itself a place there.) There always is one. A token
-    /// past its expiry is still handed out, since fal's clock decides and not ours.
-    #[must_use]
+    /// (Only the first call on a thread allocates: `arc-swap` keeps a little state for each thread.) There always is a
+    /// current credential. A token that has expired is still returned, because fal's clock decides and not ours.
     #[inline]
     pub fn load(&self) -> Snapshot {
         self.shared.load()
     }
 
     /// The generation of the current credential.
-    #[must_use]
     pub fn generation(&self) -> Generation {
         self.load().generation()
     }
@@ -133,8 +131,8 @@ impl CredentialStore {
     /// Asks the source now, whatever its interval.
     ///
     /// The load begins after this call, so it sees whatever was written before it. Calls at the same time share one
-    /// load. Dropping the future cancels nothing. After a [`replace`](Self::replace) it goes back to what the source
-    /// has.
+    /// load. Dropping the future cancels nothing. After a [`replace`](Self::replace), a reload makes the source's
+    /// credential the current one again.
     ///
     /// # Errors
     /// When the load fails (the last good credential stays), when the driver's runtime has ended, and when the store
@@ -152,9 +150,9 @@ impl CredentialStore {
 
     /// Asks for a newer credential than one that fal has refused.
     ///
-    /// If there is a newer one already, this returns at once. Otherwise everyone who asks at the same time shares
-    /// one load. When that brings the same credential, or fails, the answer stands for a while without asking the
-    /// source again: 1 s at first, then twice as long with each time, at most a minute, each varied by a fifth.
+    /// If there is a newer one already, this returns at once. Otherwise all calls at the same time share one load.
+    /// When that load brings the same credential, or fails, the source is not asked again during a cool-down, and
+    /// calls get the same answer: 1 s at first, then twice as long with each time, at most a minute (each ±20 %).
     /// Dropping the future cancels nothing.
     ///
     /// # Errors
@@ -181,14 +179,13 @@ impl CredentialStore {
 
     /// Makes a credential the current one, whatever the source says, and returns its generation.
     ///
-    /// It stays until the source brings something *new*, or somebody asks for a reload. The credential that is
-    /// current already is no change.
+    /// It stays until the source brings something *new*, or until a reload. If the credential is the current one
+    /// already, nothing changes.
     pub fn replace(&self, credential: Credential) -> Generation {
         self.shared.replace(credential)
     }
 
-    /// What the store holds and how its source fares.
-    #[must_use]
+    /// What the store holds, and whether its source answers.
     pub fn status(&self) -> Status {
         self.shared.status().borrow().clone()
     }
@@ -205,7 +202,6 @@ impl CredentialStore {
     /// }
     /// # }
     /// ```
-    #[must_use]
     pub fn subscribe(&self) -> channel::Receiver<Status> {
         self.shared.status().subscribe()
     }
@@ -217,18 +213,17 @@ impl CredentialStore {
         self.shared.name()
     }
 
-    /// From now on, keeps the credential before the current one for so long after a rotation.
+    /// From now on, keeps the previous credential for at least this long after a rotation.
     pub(crate) fn keep_previous_for(&self, overlap: Duration) {
         self.shared.keep_previous_for(overlap);
     }
 
-    /// The credential before the current one, if the rotation is not longer ago than `overlap` and fal has not
-    /// refused it.
+    /// The previous credential, if the rotation was less than `overlap` ago and fal has not refused it.
     pub(crate) fn previous(&self, overlap: Duration) -> Option<Snapshot> {
         self.shared.previous(overlap)
     }
 
-    /// fal, or the application behind it, has refused this credential.
+    /// Notes that fal, or the application behind it, has refused this credential.
     pub(crate) fn note_refused(&self, generation: Generation, reason: Reason) {
         self.shared.note_refused(generation, reason);
     }
@@ -254,13 +249,13 @@ impl fmt::Debug for CredentialStore {
     }
 }
 
-/// What came of a reload that did not fail.
+/// The result of a reload that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reloaded {
     /// There is a newer credential than before.
     Changed(Generation),
-    /// The source brought the same one, or was asked so short a time ago that it was not asked again.
+    /// The source brought the same one, or it was not asked again, because it was asked a moment ago.
     Unchanged(Generation),
 }
 

@@ -19,7 +19,7 @@ use crate::{
 };
 
 pub(super) const DEFAULT_NAME: &str = "default";
-/// The longest name of a store, in bytes. It ends up in logs and labels.
+/// The longest name of a store, in bytes. Logs and labels repeat it.
 const MAX_NAME_LEN: usize = 64;
 const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_REFRESH_BEFORE: Duration = Duration::from_secs(5 * 60);
@@ -53,25 +53,25 @@ impl CredentialStoreBuilder {
         }
     }
 
-    /// What to call the store in its [`Status`](super::Status), and in the `store` label of its metrics. Default: `default`, which is
-    /// also what [`fixed`](CredentialStore::fixed) stores are called. At most 64 bytes, none of them control
+    /// The name of the store in its [`Status`](super::Status), and in the `store` label of its metrics. Default:
+    /// `default`, which is also the name of [`fixed`](CredentialStore::fixed) stores. At most 64 bytes, without control
     /// characters.
     ///
-    /// A process with several stores gives each a name of its own, or nobody can tell their metrics apart.
+    /// A process with several stores should give each a name of its own, so that their metrics can be told apart.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// How long one load may take. Default: 10 s. It has nothing to do with the time-outs of requests, which never
-    /// wait for a load while there is a credential.
+    /// How long one load may take. Default: 10 s. It does not delay requests: they go on with the current credential
+    /// while a load runs.
     pub fn load_timeout(mut self, limit: Duration) -> Self {
         self.load_timeout = limit;
         self
     }
 
-    /// How long before a token expires its successor is asked for. Default: 5 min; up to a fifth sooner, and never
-    /// in the first half of what was left of the token's life when it came.
+    /// How long before a token expires the source is asked for the next one. Default: 5 min. It is asked up to a fifth
+    /// sooner, but never in the first half of the time that the token had left when it was loaded.
     pub fn refresh_before(mut self, window: Duration) -> Self {
         self.refresh_before = window;
         self
@@ -79,13 +79,12 @@ impl CredentialStoreBuilder {
 
     /// Sees changes of the source's files as they come, within milliseconds, besides polling.
     ///
-    /// It is the directories that are watched, those of the source's
-    /// [`watched_paths`](CredentialSource::watched_paths) and those to which links there lead. An event is a hint
-    /// that the store should look now; what it then finds decides. Meanwhile polls are a safety net, every 30 s or at
-    /// the source's own interval if that is longer. Where events do not come (the system's limit of watches is
-    /// reached, a network file system, Docker's mounts on a Mac), polls go on at the source's own interval: at once if
-    /// the directory cannot be watched, from the first change on that no event announced otherwise. Either is logged
-    /// once, and never a failure.
+    /// The store watches directories: those of the source's [`watched_paths`](CredentialSource::watched_paths), and
+    /// those to which links there lead. After an event it loads from the source, and what it then finds decides.
+    /// Meanwhile it still polls, every 30 s or at the source's own interval if that is longer. Where events do not come
+    /// (the system's limit of watches is reached, a network file system, Docker's mounts on a Mac), the store polls at
+    /// the source's own interval: at once if the directory cannot be watched, else from the first change on that no
+    /// event announced. Either case is logged once, and is never a failure.
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), tower_fal::SourceError> {
@@ -96,7 +95,6 @@ impl CredentialStoreBuilder {
     /// # Ok(()) }
     /// ```
     #[cfg(feature = "watch")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
     pub fn watch_files(self) -> Self {
         self.watch_files_with(watch::recommended())
     }
@@ -109,9 +107,9 @@ impl CredentialStoreBuilder {
 
     /// Reloads when the process gets a SIGHUP, as operators are used to (`systemctl reload`, `kill -HUP`).
     ///
-    /// It is a [`reload`](CredentialStore::reload): the load begins after the signal, also when one is under way, and
-    /// what comes of it is in the [`Status`](super::Status) and the log. From [`build`](Self::build) on, SIGHUP does not end the
-    /// process any more, also when the store is gone.
+    /// This is a [`reload`](CredentialStore::reload): the load begins after the signal, even if another load is under
+    /// way. The [`Status`](super::Status) and the log say how it ended. From [`build`](Self::build) on, SIGHUP does not
+    /// end the process any more, not even when the store is gone.
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), tower_fal::SourceError> {
@@ -122,13 +120,12 @@ impl CredentialStoreBuilder {
     /// # Ok(()) }
     /// ```
     #[cfg(all(feature = "signal", unix))]
-    #[cfg_attr(docsrs, doc(cfg(all(feature = "signal", unix))))]
     pub fn reload_on_sighup(mut self) -> Self {
         self.on_sighup = true;
         self
     }
 
-    /// The wall clock, against which tokens expire.
+    /// The wall clock by which tokens expire.
     #[cfg(test)]
     pub(super) fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
@@ -137,16 +134,16 @@ impl CredentialStoreBuilder {
 
     /// Loads the first credential and starts the driver on the current Tokio runtime.
     ///
-    /// That runtime must go on running: one that is kept but not driven (a `current_thread` runtime outside of
-    /// `block_on`) polls nothing and lets a `reload()` wait.
+    /// That runtime must keep running. On a runtime that exists but does not run (a `current_thread` runtime outside
+    /// of `block_on`), nothing is polled and a `reload()` does not return.
     ///
     /// # Errors
-    /// When the source has no credential, fails, panics or takes longer than the
-    /// [load time-out](Self::load_timeout); outside a Tokio runtime; when SIGHUP is wanted and cannot be had; and when
-    /// the [name](Self::name) is empty, too long or not printable.
+    /// When the source has no credential, fails, panics or takes longer than the [load timeout](Self::load_timeout);
+    /// outside a Tokio runtime; when the process cannot listen to SIGHUP and should; and when the [name](Self::name) is
+    /// empty, too long or has control characters.
     ///
     /// # Panics
-    /// On a Tokio runtime whose timer is not enabled, or, when SIGHUP is wanted, its I/O.
+    /// On a Tokio runtime without a timer, and on one without I/O if the store should listen to SIGHUP.
     pub async fn build(self) -> Result<CredentialStore, SourceError> {
         let source_name: Arc<str> = self.source.name().into();
         self.check(&source_name)?;

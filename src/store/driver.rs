@@ -1,5 +1,5 @@
-//! The one task that asks the source: it polls, answers reloads, refreshes ahead of an expiry, and outlives every
-//! failure of the source. It ends with the last handle.
+//! The one task that asks the source. It polls, answers reloads and refreshes tokens before they expire. No failure of
+//! the source ends it; it ends with the last handle.
 
 use std::{
     ops::ControlFlow,
@@ -30,19 +30,19 @@ use crate::{
     source::{BoxSource, CredentialSource as _},
 };
 
-/// After a failed load the source is asked again this soon, then after twice the time, and so on.
+/// How long to wait after a failed load before the source is asked again. The wait doubles with each failure.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
-/// A source in trouble is asked again at least this often, or at its own interval if that is shorter.
+/// The longest wait after a failed load. A source with a shorter interval is asked at that interval.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
-/// A timer stands still while a machine sleeps, an expiry does not: the wall clock is looked at this often.
+/// How often the wall clock is compared with an expiry. A timer alone would be late after the machine has slept.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
 pub(super) struct Driver {
     pub(super) source: BoxSource,
     pub(super) source_name: Arc<str>,
-    /// Weak, or else the driver would keep alive what ends it.
+    /// Weak, because the driver ends when the last strong reference is dropped.
     pub(super) shared: Weak<Shared>,
     pub(super) handles: HandlesLink,
     pub(super) hints: Arc<Hints>,
@@ -84,7 +84,8 @@ impl Driver {
         let shared = self.shared()?;
         let finished = shared.finish_load(&self.source_name, loaded);
         self.schedule.follow(&shared.load());
-        // What is in the way of a load may go without a file event.
+        // A failing load can start working again without a file event (permissions, a mount), so keep polling at the
+        // normal interval.
         let watched = finished.result.is_ok() && self.hints.watched.load(Ordering::Relaxed);
         self.schedule.after_load(&finished.result, poll_interval(&self.source, watched));
         self.handles.finished.send_replace(finished);
@@ -102,14 +103,14 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // Handles are left: it is the runtime that has ended.
+        // There are handles left, so the runtime has ended.
         if let Some(shared) = self.shared.upgrade() {
             shared.driver_ended();
         }
     }
 }
 
-/// What somebody who sees the source change tells the driver.
+/// How the file watcher speaks to the driver.
 #[derive(Default)]
 pub(super) struct Hints {
     look: Notify,
@@ -118,12 +119,12 @@ pub(super) struct Hints {
 
 #[cfg(feature = "watch")]
 impl Hints {
-    /// There may be news: load now. It is no reload: nobody waits for it, and it undoes no `replace`.
+    /// Has the driver load now, because something may have changed. This is not a reload: it does not undo a `replace`.
     pub(super) fn look(&self) {
         self.look.notify_one();
     }
 
-    /// Whether changes are announced from now on; returns whether that is another answer than before.
+    /// Says whether file events announce changes from now on. Returns whether it was said differently before.
     pub(super) fn set_watched(&self, watched: bool) -> bool {
         self.watched.swap(watched, Ordering::Relaxed) != watched
     }
@@ -137,12 +138,12 @@ pub(super) async fn load_once(
 ) -> Result<Option<Credential>, SourceError> {
     let mut task = JoinSet::new(); // it takes the task with it when it is dropped
     let source = source.clone();
-    // The text of an error is asked for in there, too: a `Display` that panics is one more way to panic.
+    // Format the error inside the task, in case its `Display` panics.
     task.spawn(async move { source.load().await.inspect_err(|error| drop(report(error))) });
     match tokio::time::timeout(limit, task.join_next()).await {
         Ok(Some(Ok(loaded))) => loaded,
         Ok(panicked) => {
-            // And what it panicked with may panic when it is dropped.
+            // Dropping the panic payload can panic, too.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(panicked)));
             Err(SourceError::panicked(Arc::clone(name)))
         }
@@ -150,7 +151,7 @@ pub(super) async fn load_once(
     }
 }
 
-/// How long a source wants to be left alone. It may panic here as well; then it is asked like one in trouble.
+/// The poll interval of the source. If the source panics here, it is polled like one that fails.
 pub(super) fn poll_interval(source: &BoxSource, watched: bool) -> Option<Duration> {
     let ask = || if watched { source.poll_interval_while_watched() } else { source.poll_interval() };
     catch_unwind(AssertUnwindSafe(ask)).unwrap_or(Some(LONGEST_RETRY))
@@ -160,22 +161,22 @@ async fn last_handle_gone(wanted: &mut watch::Receiver<u64>) {
     while wanted.changed().await.is_ok() {}
 }
 
-/// When to load next without being asked.
+/// When to load next if nothing asks for it.
 pub(super) struct Schedule {
     refresh_before: Duration,
     clock: Clock,
     /// The credential to which `refresh_at` belongs.
     generation: Option<Generation>,
-    /// When the current credential wants a successor, by the wall clock.
+    /// When the current credential has to be refreshed, by the wall clock.
     refresh_at: Option<SystemTime>,
-    /// The next poll, or the next try after a failure.
+    /// The next poll, or the next attempt after a failure.
     next: Option<Instant>,
-    /// How many loads in a row did not bring what they should have.
+    /// How many loads in a row have failed, or have brought a token that should have been refreshed.
     failures: u32,
 }
 
 impl Schedule {
-    /// The schedule after a first load that went well.
+    /// The schedule after the first load, which was successful.
     pub(super) fn new(refresh_before: Duration, poll: Option<Duration>, clock: Clock) -> Self {
         Self {
             refresh_before,
@@ -187,27 +188,27 @@ impl Schedule {
         }
     }
 
-    /// Takes over the expiry of a credential that it has not seen yet.
+    /// Notes the expiry of the current credential if it is a new one.
     fn follow(&mut self, current: &Snapshot) {
         if self.generation.replace(current.generation()) == Some(current.generation()) {
             return;
         }
         self.refresh_at = current.credential().expires_at().map(|expiry| {
             let left = expiry.duration_since(self.clock.now()).unwrap_or_default();
-            // Up to a fifth sooner, so that replicas with one token do not ask at once. And never in the first half
-            // of what is left, or a token with a short life would be refreshed again and again.
+            // Up to a fifth sooner, so that replicas with the same token do not ask at the same time. But not in the
+            // first half of the time that is left, or a short-lived token would be refreshed again and again.
             let ahead = self.refresh_before.min(left).mul_f64(fastrand::f64().mul_add(0.2, 1.0)).min(left / 2);
-            // Nor at once again: a token with next to no life left would be as good as a hot loop.
+            // And not immediately: tokens that have almost expired would make a hot loop.
             if left.is_zero() { expiry } else { (expiry - ahead).max(self.clock.now() + FIRST_RETRY) }
         });
-        // Unless it has expired already, as all of them do for a clock that is far off.
+        // Unless it is overdue already, as every token is if our clock is far off.
         if !self.is_overdue() {
             self.failures = 0;
         }
     }
 
     fn after_load(&mut self, result: &Result<(), SourceError>, poll: Option<Duration>) {
-        // The source still brings the token that is about to expire: as good as a failure.
+        // If the source still brings the token that is about to expire, that counts as a failure.
         let failed = result.is_err() && poll.is_some();
         self.failures = if failed || self.is_overdue() { self.failures.saturating_add(1) } else { 0 };
         let retry = (self.failures > 0).then(|| {
@@ -226,9 +227,9 @@ impl Schedule {
         self.refresh_at.is_some_and(|at| at <= self.clock.now())
     }
 
-    /// Returns when it may be time; whether it is, [`is_due`](Self::is_due) says.
+    /// Returns when a load may be due; [`is_due`](Self::is_due) says whether it is.
     async fn wait(&self) {
-        // A refresh that was tried in vain waits for its next try instead.
+        // A refresh that has failed waits for its next attempt instead.
         let refresh = self.refresh_at.filter(|_| self.failures == 0).map(|at| {
             let left = at.duration_since(self.clock.now()).unwrap_or_default();
             Instant::now() + left.min(CLOCK_CHECK)
@@ -237,7 +238,7 @@ impl Schedule {
     }
 }
 
-/// For ever, if there is nothing to wake up for.
+/// Sleeps until then; without a time, for ever.
 pub(super) async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,

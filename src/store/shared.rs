@@ -1,4 +1,4 @@
-//! What the handles and the driver share: the slot, the status, and the rules by which one becomes the next.
+//! The state that the handles and the driver share, and the rules by which one credential follows another.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,19 +20,19 @@ use crate::{
     generation::Generation,
 };
 
-/// How long `reload_past` asks no more after the source brought a refused credential again: this long at first,
-/// then twice as long with each time, each varied by a fifth.
+/// How long the source is not asked again for the sake of a refusal, after it has been asked for one. The cool-down
+/// doubles with each time and is jittered.
 const COOL_DOWN: Duration = Duration::from_secs(1);
 const LONGEST_COOL_DOWN: Duration = Duration::from_secs(60);
 
-/// A credential that was replaced is kept no longer than this, whatever somebody asks for.
+/// The previous credential is never kept longer than this.
 const LONGEST_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) struct Shared {
     slot: Slot,
     status: watch::Sender<Status>,
     writer: Mutex<Writer>,
-    /// Absent in a store that never reloads. Dropping it, with the last handle, ends the driver.
+    /// Absent in a store that never reloads. The driver ends when this is dropped together with the last handle.
     pub(super) driver: Option<DriverLink>,
     clock: Clock,
     metrics: StoreMetrics,
@@ -40,9 +40,9 @@ pub(super) struct Shared {
 
 /// The handles' end of the two channels to the driver.
 pub(super) struct DriverLink {
-    /// The number of the load that somebody waits for.
+    /// The number of the last load that was asked for.
     pub(super) wanted: watch::Sender<u64>,
-    /// The last load that came to an end. Closed when the driver is gone.
+    /// The last load that has ended. The channel is closed when the driver is gone.
     pub(super) finished: watch::Receiver<Finished>,
 }
 
@@ -69,42 +69,42 @@ impl DriverLink {
 pub(super) struct Finished {
     pub(super) load: u64,
     pub(super) result: Result<(), SourceError>,
-    /// The last load that brought something else than the one before.
-    #[cfg_attr(not(feature = "watch"), allow(dead_code))] // it is for those who watch
+    /// The last load that brought another credential than the previous load.
+    #[cfg_attr(not(feature = "watch"), allow(dead_code))] // only the file watcher reads it
     pub(super) last_change: u64,
 }
 
 impl Finished {
-    /// The load before the driver's first one.
+    /// The load in `build`, which comes before those of the driver.
     fn first() -> Self {
         Self { load: 0, result: Ok(()), last_change: 0 }
     }
 }
 
-/// What only one writer at a time may touch. Held for a few instructions, never across an await.
+/// The state that only one writer at a time may touch. It is locked for a few instructions, never across an await.
 #[derive(Default)]
 struct Writer {
-    /// What the source brought last. It is not the current credential after a `replace`.
+    /// The credential that the source brought last. After a `replace` it is not the current one.
     last_loaded: Option<Credential>,
-    /// The load that brought it first.
+    /// The first load that brought it.
     last_change: u64,
     loads_begun: u64,
     loading: bool,
-    /// What was the current one when somebody last asked for a load that is still to come or to end.
+    /// The current generation when a load was last asked for, as long as that load has not ended.
     current_when_asked: Option<Generation>,
-    /// Somebody waits for a load because fal refused the current credential.
+    /// Whether the next load to end was asked for because fal refused the current credential.
     load_is_for_refusal: bool,
     cool_down: Option<CoolDown>,
-    /// The generation for which a load was made during a cool-down, and when.
+    /// The generation for which a load was last made during a cool-down, and when.
     last_chance: Option<(Generation, Instant)>,
     /// When fal has last refused the current credential.
     refused_at: Option<Instant>,
-    /// How long to keep the credential before the current one. Not at all, unless somebody says so.
+    /// How long to keep the previous credential. Zero until a retry layer asks for more.
     overlap: Duration,
     previous: Option<Previous>,
 }
 
-/// The credential before the current one: fal may not know the current one yet.
+/// The previous credential, for as long as fal may not know the current one yet.
 struct Previous {
     snapshot: Snapshot,
     replaced_at: Instant,
@@ -115,23 +115,23 @@ struct CoolDown {
     until: Instant,
 }
 
-/// What came of a load.
+/// How a load has ended.
 struct Settled {
     load: u64,
     last_change: u64,
     /// The new snapshot, if there is one.
     result: Result<Option<Snapshot>, SourceError>,
-    /// How many loads in a row had failed before.
+    /// How many loads in a row had failed before this one.
     earlier_failures: u32,
 }
 
-/// What there is to do for somebody whose credential was refused.
+/// The answer to a caller whose credential was refused.
 pub(super) enum Past {
-    /// Nothing: a newer one is here.
+    /// There is a newer one.
     Newer(Generation),
-    /// Nothing for now: the source was asked a moment ago.
+    /// The source is not asked again before `until`. This was its last answer.
     CoolingDown { until: Instant, answer: Result<Generation, SourceError> },
-    /// To wait for the end of this load, which somebody may have begun already.
+    /// This load will answer. `joined` if it was asked for before.
     Load { number: u64, joined: bool },
 }
 
@@ -149,7 +149,7 @@ impl Shared {
             metrics: StoreMetrics::new(Arc::clone(&name)),
             status: watch::Sender::new(Status::new(name, &snapshot, &clock, state)),
             slot: Slot::new(snapshot),
-            // Where there is no source, a credential that was replaced should not be kept any longer.
+            // A store without a source should not keep a credential after it was replaced.
             writer: Mutex::new(Writer { last_loaded: driver.is_some().then_some(first), ..Writer::default() }),
             driver,
             clock,
@@ -184,7 +184,7 @@ impl Shared {
         announce(&next);
         self.show();
         if let Some(driver) = &self.driver {
-            driver.wanted.send_modify(|_| {}); // it looks at the new expiry
+            driver.wanted.send_modify(|_| {}); // wakes the driver, which looks at the new expiry
         }
         next.generation()
     }
@@ -196,9 +196,9 @@ impl Shared {
         want(driver, writer.loads_begun + 1)
     }
 
-    /// Asks for a newer credential than the one that was refused. One load answers everyone who asks meanwhile.
+    /// Asks for a newer credential than the one that was refused. One load answers all who ask at the same time.
     ///
-    /// The last chance of somebody who waits is a load even during a cool-down, but one a minute at most.
+    /// The last chance of a waiting request is a load even during a cool-down, but at most one a minute.
     pub(super) fn demand_past(&self, driver: &DriverLink, refused: Generation, last_chance: bool) -> Past {
         let mut writer = self.writer();
         let current = self.slot.load().generation();
@@ -294,8 +294,8 @@ impl Shared {
         if candidate.is_expired_at(now) && !current.credential().is_expired_at(now) {
             return Err(SourceError::invalid(Arc::clone(source), "brought a token that has expired already"));
         }
-        // A poll must not undo a `replace` with what the source had all along. Whoever asks for a load wants what the
-        // source has in place of what was current then, and not in place of a replacement that came since.
+        // A poll must not undo a `replace` with what the source had all along. An explicit reload may overwrite what
+        // was current when it was asked for, but not a `replace()` made since.
         let is_new = !writer.last_loaded.as_ref().is_some_and(|last| last.same_value(&candidate));
         if is_new {
             writer.last_change = writer.loads_begun;
@@ -310,8 +310,8 @@ impl Shared {
 
     fn publish(&self, writer: &mut Writer, current: &Snapshot, credential: Credential, source: &Arc<str>) -> Snapshot {
         let next = Snapshot::new(credential, current.generation().next(), source);
-        writer.load_is_for_refusal = false; // that was the one before
-        // One that was refused is no way back. And where no driver sees to it, it would be kept for ever.
+        writer.load_is_for_refusal = false; // the refusal was of the previous credential
+        // Do not go back to a credential that was refused. And without a driver, nothing would ever forget it.
         let is_way_back =
             writer.refused_at.take().is_none_or(|at| at.elapsed() >= writer.overlap) && self.driver.is_some();
         writer.previous = (is_way_back && !writer.overlap.is_zero())
@@ -321,7 +321,7 @@ impl Shared {
         next
     }
 
-    /// Returns how many loads in a row had failed before.
+    /// Notes in the status how a load ended. Returns how many loads in a row had failed before it.
     fn record<T>(&self, result: &Result<T, SourceError>) -> u32 {
         let mut failures = 0;
         self.status.send_if_modified(|status| {
@@ -353,12 +353,12 @@ impl Shared {
         if is_current {
             self.status.send_if_modified(|status| status.note_refusal(reason));
         }
-        // Only what says that fal does not know the key: any other 401, for one app that nobody may use, must not take
-        // the way back from everybody else.
+        // Only an unknown key counts here. Any other 401, such as that of one private app, must not take the previous
+        // credential away from all other requests.
         if reason != Reason::UnknownCredential {
             return;
         }
-        // As long as there is a way back from it, it may only be early: fal does not know it yet.
+        // While there is a previous credential, the current one may only be too new: fal does not know it yet.
         if is_current && writer.previous.is_none() {
             writer.refused_at = Some(Instant::now());
         }
@@ -367,7 +367,7 @@ impl Shared {
         }
     }
 
-    /// Forgets the credential before the current one if its time is over, else says when it will be.
+    /// Forgets the previous credential if its time is over, else returns when that will be.
     pub(super) fn forget_previous(&self) -> Option<Instant> {
         let mut writer = self.writer();
         let until = writer.previous.as_ref()?.replaced_at + writer.overlap;
@@ -379,12 +379,12 @@ impl Shared {
     }
 
     pub(super) fn driver_ended(&self) {
-        self.writer().previous = None; // nobody is left to forget it later
+        self.writer().previous = None; // nothing would forget it later
         self.status.send_modify(|status| status.driver = DriverState::Ended);
         events::driver_ended(self.load().source());
     }
 
-    /// Has the metrics say what the store holds.
+    /// Sets the metrics to what the store holds.
     fn show(&self) {
         self.metrics.show(|| {
             let status = self.status.borrow();
@@ -393,7 +393,7 @@ impl Shared {
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
-        // Nothing in here leaves the state half-changed when it panics.
+        // A panic cannot leave the state half-changed.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -402,11 +402,11 @@ fn announce(next: &Snapshot) {
     events::rotated(next.source(), next.credential().key_id(), next.generation().get());
 }
 
-/// After a load that a refusal asked for. Also when it brought another credential: a source that has a new one each
-/// time, of which fal takes none, must not be asked for each request.
+/// Starts a cool-down after any load caused by a refusal, even if it brought a new credential: a source that keeps
+/// producing credentials which fal rejects must not be loaded once per request.
 fn cool_down(writer: &mut Writer) {
     let now = Instant::now();
-    // One that has been over for long belongs to another story.
+    // A cool-down that ended long ago does not count any more.
     let recent = writer.cool_down.as_ref().filter(|last| now < last.until + LONGEST_COOL_DOWN);
     let step = recent.map_or(0, |last| last.step.saturating_add(1));
     let wait = jittered(exponential(COOL_DOWN, step, LONGEST_COOL_DOWN));

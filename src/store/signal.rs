@@ -1,4 +1,4 @@
-//! SIGHUP: somebody asks for a reload from outside.
+//! SIGHUP, by which an operator asks for a reload.
 
 use std::sync::{Arc, Weak};
 

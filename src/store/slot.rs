@@ -13,14 +13,14 @@ use crate::{credential::Credential, generation::Generation};
 
 /// A credential as the store held it at one moment: what one request is sent with.
 ///
-/// Cheap to clone. It keeps its secret in memory for as long as it lives, so it belongs to a request and not into
+/// Cheap to clone. A snapshot keeps its secret in memory for as long as it lives, so keep it for one request and not in
 /// a struct.
 #[derive(Clone)]
 pub struct Snapshot {
     inner: Arc<Published>,
 }
 
-/// Aligned, so that the count of the references to it shares a cache line with nothing.
+/// Aligned, so that its reference count shares a cache line with nothing else.
 #[repr(align(128))]
 struct Published {
     credential: Credential,
@@ -36,19 +36,16 @@ impl Snapshot {
     }
 
     /// The credential.
-    #[must_use]
     pub fn credential(&self) -> &Credential {
         &self.inner.credential
     }
 
     /// Which of the store's credentials it is.
-    #[must_use]
     pub fn generation(&self) -> Generation {
         self.inner.generation
     }
 
     /// Where the credential was found, such as `env:FAL_KEY`.
-    #[must_use]
     pub fn source(&self) -> &str {
         &self.inner.source
     }
@@ -72,8 +69,8 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-/// Threads that count their references in one place slow each other down several times, so each has a copy of the
-/// snapshot for itself, as long as there are no more of them than this. More copies are dearer to publish.
+/// How many copies of a snapshot there are. Threads that count references in one place slow each other down, so each of
+/// the first threads has a copy of its own. More copies would make it slower to publish.
 const COPIES: usize = 8;
 
 type Copies = [Snapshot; COPIES];
@@ -85,32 +82,33 @@ fn copies(snapshot: Snapshot) -> Copies {
 }
 
 thread_local! {
-    /// Which of the copies is this thread's.
+    /// The index of this thread's copy.
     static COPY: usize = {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         THREADS.fetch_add(1, Ordering::Relaxed) % COPIES
     };
 }
 
-/// Where the current snapshot lies: many readers, who take no lock, and one writer at a time.
+/// Holds the current snapshot, for many readers without a lock and one writer at a time.
 ///
-/// The only place that knows of `arc-swap`.
+/// Only this file uses `arc-swap`.
 pub(super) struct Slot {
     current: ArcSwap<Copies>,
-    /// That of `current`, or [`CHANGING`].
+    /// The number under which `current` was published, or [`CHANGING`].
     publication: AtomicU64,
 }
 
-/// No publication: another one is being made, and nobody may go by what was found before. Without it a thread could
-/// still hand out the old snapshot while another one has handed out the new one already.
+/// Marks a publish in progress: threads must not use their cached snapshot. Without it, one thread could still return
+/// the old snapshot after another has returned the new one.
 const CHANGING: u64 = 0;
 
-/// No publication that there will ever be: what is noted under it is not found again.
+/// A number that no publication ever has: a snapshot that is cached under it is never used again.
 const NEVER: u64 = u64::MAX;
 
-/// What a thread found the last time it looked into a slot. It keeps no secret alive.
+/// The snapshot that a thread has loaded last. The reference is weak, so that it keeps no secret alive.
 ///
-/// One is enough, as few processes have several stores: a thread that takes turns between two pays 20 ns each time.
+/// One for each thread is enough, as few processes have several stores. A thread that takes turns between two slots
+/// pays 20 ns each time.
 struct Found {
     publication: u64,
     snapshot: Weak<Published>,
@@ -125,7 +123,7 @@ impl Slot {
         Self { current: ArcSwap::from_pointee(copies(first)), publication: AtomicU64::new(next_publication()) }
     }
 
-    /// At half the price where this thread has found the same publication the last time.
+    /// Costs half as much when this thread has already loaded the current publication.
     #[inline]
     pub(super) fn load(&self) -> Snapshot {
         let publication = self.publication.load(Ordering::Acquire);
@@ -139,29 +137,30 @@ impl Slot {
         }
     }
 
-    /// Notes no later publication than that of the snapshot.
+    /// Caches under the publication number read *before* the load, so that a stale snapshot is never cached under a
+    /// newer number.
     #[cold]
     fn load_and_note(&self, publication: u64) -> Snapshot {
-        // A whole reference, not a guard: it stays with the request until the response is there, and guards that
-        // live long or pile up cost every other reader.
+        // A whole reference and not a guard: a request keeps it until the response is there, and guards that live long
+        // or pile up slow down every other reader.
         let snapshot = self.current.load()[COPY.with(|copy| *copy)].clone();
         let publication = if publication == CHANGING { NEVER } else { publication };
         let found = Found { publication, snapshot: Arc::downgrade(&snapshot.inner) };
-        let _ = FOUND.try_with(|last| last.replace(found)); // a thread that is ending notes nothing any more
+        let _ = FOUND.try_with(|last| last.replace(found)); // a thread that is ending caches nothing any more
         snapshot
     }
 
-    /// By one writer at a time.
+    /// Must be called by one writer at a time.
     pub(super) fn publish(&self, next: Snapshot) {
         let next = Arc::new(copies(next));
-        // Whoever sees the next snapshot sees this as well, since `current` is released after it.
+        // A thread that sees the next snapshot sees this as well, since `current` is released after it.
         self.publication.store(CHANGING, Ordering::Relaxed);
-        let _wiped_when_all_is_done = self.current.swap(next);
+        let _dropped_at_the_end = self.current.swap(next);
         self.publication.store(next_publication(), Ordering::Release);
     }
 }
 
-/// A number that no other publication has, in whichever slot, and neither of the two that are none.
+/// A number that no other publication has, in any slot. It is never [`CHANGING`] or [`NEVER`].
 fn next_publication() -> u64 {
     static PUBLICATIONS: AtomicU64 = AtomicU64::new(1);
     PUBLICATIONS.fetch_add(1, Ordering::Relaxed)

@@ -12,16 +12,16 @@ use crate::{
     generation::Generation,
 };
 
-/// So long after the last refusal a store counts as refused. The hot path tells nobody that a request went well.
+/// How long a store counts as refused after the last refusal. Successful requests are not reported to it.
 const REFUSAL_STANDS: Duration = Duration::from_secs(60);
 
-/// What a store holds and how its source fares, without the secret.
+/// What a store holds and whether its source answers, without the secret.
 ///
 /// # For a readiness probe
-/// A store always holds a credential, so a source in trouble, a refused key and a locked account are no reason to take
-/// a server out of service: a bad Secret would take out all of its replicas at once. They are a reason to tell
-/// somebody. Hence [`is_ready`](Self::is_ready) and [`degraded`](Self::degraded). Whether the server is about to shut
-/// down, only the server knows:
+/// A store always holds a credential. A failing source, a refused key and a locked account are therefore no reason to
+/// take a server out of service: a bad Secret would take out all of its replicas at once. They are a reason to alert
+/// an operator. So [`is_ready`](Self::is_ready) and [`degraded`](Self::degraded) are two answers. Only the server
+/// itself knows whether it is about to shut down:
 ///
 /// ```
 /// # use tower_fal::CredentialStore;
@@ -52,31 +52,31 @@ const REFUSAL_STANDS: Duration = Duration::from_secs(60);
 /// | `last_error` | the error and its causes in one line, or `null` |
 /// | `driver` | the [name](DriverState::as_str) of its state |
 ///
-/// The secret is not in it. It names the key id, and paths on this machine: show it to those who run the server.
+/// The secret is not in it, but the key id and paths on this machine are: show it only to those who run the server.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Status {
-    /// What the store is [called](super::CredentialStoreBuilder::name).
+    /// The [name](super::CredentialStoreBuilder::name) of the store.
     pub store: Arc<str>,
-    /// Which of the store's credentials is the current one.
+    /// The generation of the current credential.
     pub generation: Generation,
-    /// Where it was found, such as `env:FAL_KEY` or `file:/run/secrets/fal_key`.
+    /// Where the credential was found, such as `env:FAL_KEY` or `file:/run/secrets/fal_key`.
     pub source: Arc<str>,
-    /// Whether it is a key or a login's token.
+    /// Whether the credential is a key or a login's token.
     pub scheme: Scheme,
     /// The public half of a key.
     pub key_id: Option<KeyId>,
-    /// When it became the current one.
+    /// When the credential became the current one.
     pub loaded_at: SystemTime,
-    /// When the source last answered with a good credential, a changed one or not.
+    /// When the source last answered with a good credential, whether it had changed or not.
     pub checked_at: SystemTime,
     /// When a login's token expires.
     pub expires_at: Option<SystemTime>,
-    /// Why the last load failed; `None` when it did not.
+    /// Why the last load failed; `None` if it did not fail.
     pub last_error: Option<SourceError>,
     /// How many loads in a row have failed.
     pub consecutive_failures: u32,
-    /// Whether somebody keeps the credential current.
+    /// Whether the credential is kept current.
     pub driver: DriverState,
     /// The last refusal of the current credential.
     refused: Option<LastRefusal>,
@@ -86,16 +86,15 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether the store holds a usable credential: any, but for a token that has expired.
+    /// Whether the store holds a usable credential: anything but a token that has expired.
     ///
-    /// A server is ready when this is so and it is not about to shut down. What is [`degraded`](Self::degraded) does
+    /// A server is ready if this is true and it is not about to shut down. What is [`degraded`](Self::degraded) does
     /// not matter here.
-    #[must_use]
     pub fn is_ready(&self) -> bool {
         self.expires_at.is_none_or(|expiry| expiry > self.clock.now())
     }
 
-    /// What somebody should look at.
+    /// The problems that an operator should look at. Empty if all is well.
     ///
     /// ```
     /// # use tower_fal::{Credential, CredentialStore, store::Degraded};
@@ -116,9 +115,7 @@ impl Status {
         found.into_iter().flatten()
     }
 
-    /// The last [refusal](LastRefusal) that says something about the current credential, if it still stands: there
-    /// was one within 60 s.
-    #[must_use]
+    /// The last [refusal](LastRefusal) of the current credential, if it was within the last 60 s.
     pub fn last_refusal(&self) -> Option<LastRefusal> {
         let now = self.clock.now();
         [self.refused, self.locked]
@@ -161,9 +158,8 @@ impl Status {
         }
     }
 
-    /// Notes that fal has refused the current credential; returns whether that is news to somebody who looks.
-    ///
-    /// There may be thousands of refusals a second.
+    /// Notes that fal has refused the current credential. Returns whether that changes what is degraded, as there may
+    /// be thousands of refusals a second.
     pub(super) fn note_refusal(&mut self, reason: Reason) -> bool {
         let last = match reason {
             Reason::UnknownCredential
@@ -171,7 +167,7 @@ impl Status {
             | Reason::MissingCredential
             | Reason::WrongScheme => &mut self.refused,
             Reason::AccountLocked(_) => &mut self.locked,
-            // They are about one app, or one call.
+            // These are about one app or one call, and not about the credential.
             Reason::InsufficientPermissions | Reason::AccessDenied | Reason::Application | Reason::Unknown => {
                 return false;
             }
@@ -222,21 +218,22 @@ struct Body<'a> {
     driver: &'static str,
 }
 
-/// What is not as it should be with a store, in the order in which [`Status::degraded`] lists it.
+/// A problem of a store, in the order in which [`Status::degraded`] lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Degraded {
-    /// The current credential is a token that has expired. The one that keeps a store from being ready.
+    /// The current credential is a token that has expired. This is the only problem because of which a store is not
+    /// ready.
     Expired,
-    /// The last load failed: see [`Status::last_error`]. The credential is the last good one.
+    /// The last load failed: see [`Status::last_error`]. The store keeps the last good credential.
     ReloadFailing,
-    /// fal refused the current credential with a 401, within the last 60 s. Not for an application's own 401, nor for
-    /// one that it gives no known reason for. It ends with a rotation, too.
+    /// fal refused the current credential with a 401 within the last 60 s. An application's own 401 does not count, nor
+    /// does a 401 without a known reason. A rotation ends it, too.
     ///
-    /// Only [`FalRetry`](crate::FalRetry) reads the answers, so without it nobody notices.
+    /// Only [`FalRetry`](crate::FalRetry) reads the answers, so without it this is never reported.
     Refused,
-    /// fal said within the last 60 s that the account is locked. It does not end with a rotation: another key of this
-    /// account would not help. Noticed as [`Refused`](Self::Refused).
+    /// fal said within the last 60 s that the account is locked. A rotation does not end it, because another key of the
+    /// same account would not help. As with [`Refused`](Self::Refused), only `FalRetry` reports it.
     AccountLocked,
     /// The runtime on which the store was built has ended: the credential will not be rotated any more.
     DriverEnded,
@@ -244,7 +241,6 @@ pub enum Degraded {
 
 impl Degraded {
     /// A short name that does not change, for logs and readiness bodies.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",
@@ -258,8 +254,8 @@ impl Degraded {
 
 /// When fal last refused the current credential, and why.
 ///
-/// It is renewed with each refusal; of these, only one that changes what is [`degraded`](Status::degraded) wakes those
-/// who [`subscribe`](super::CredentialStore::subscribe). Nor are they woken when it lapses.
+/// Updated at every refusal. [Subscribers](super::CredentialStore::subscribe) are woken only when
+/// [`degraded`](Status::degraded) changes, and not when the refusal expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LastRefusal {
@@ -270,7 +266,7 @@ pub struct LastRefusal {
 }
 
 impl LastRefusal {
-    /// A clock that was set back is no reason to stand for longer.
+    /// A clock that was set back must not make a refusal stand for longer.
     fn stands_at(self, now: SystemTime) -> bool {
         let apart = now.duration_since(self.at).unwrap_or_else(|ahead| ahead.duration());
         apart < REFUSAL_STANDS
@@ -291,7 +287,6 @@ pub enum DriverState {
 
 impl DriverState {
     /// A short name that does not change, for logs and readiness bodies.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Absent => "absent",

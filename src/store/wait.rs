@@ -16,7 +16,7 @@ use crate::{
     generation::Generation,
 };
 
-/// So long before a wait ends, the source is asked once more, even during a cool-down.
+/// How long before the end of a wait the source is asked once more, even during a cool-down.
 const LAST_CHANCE: Duration = Duration::from_millis(200);
 
 /// "For ever" must not overflow.
@@ -27,7 +27,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 pub(crate) enum WaitFor {
     /// A credential that is newer than the refused one. The source is asked again and again.
     Newer,
-    /// One answer of the source, whatever it is. It is not waited for if somebody else has asked already.
+    /// One answer of the source, whatever it is. If another caller has asked already, there is no wait at all.
     OneAnswer,
 }
 

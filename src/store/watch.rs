@@ -1,14 +1,14 @@
-//! File events: hints that the driver should look now.
+//! File events, which are hints that the driver should load now.
 //!
-//! One task, which ends with the driver, and whatever blocks off the runtime's threads:
+//! This is one task, which ends with the driver. What blocks runs off the runtime's threads.
 //!
-//! 1. It watches the directories of the source's files, never the files: those are replaced.
-//! 2. After each event and after each load it looks whether these are still the same directories, and watches those
+//! 1. The task watches the directories of the source's files, never the files themselves, because those are replaced.
+//! 2. After each event and after each load it checks whether these are still the same directories, and watches those
 //!    that have taken their places.
-//! 3. An event has the driver load, a few milliseconds later, so that those that belong together are one. Events that
-//!    bring nothing new are answered more and more slowly.
-//! 4. While nothing of it works (no directory, no watcher, a change that no event announced), the driver polls as if
-//!    nobody watched.
+//! 3. After an event the driver loads. It waits a few milliseconds first, so that events which belong together cause
+//!    one load. The more events bring nothing new, the longer this wait becomes.
+//! 4. While file events cannot be relied on (no directory, no watcher, a change that no event announced), the driver
+//!    polls as often as without a watcher.
 
 use std::{
     collections::BTreeMap,
@@ -42,21 +42,21 @@ use crate::{
     source::{BoxSource, CredentialSource as _},
 };
 
-/// How long to wait for more events: this long at first, then twice as long with each time that brought nothing new.
+/// How long to wait for more events. The wait doubles each time that nothing new was found.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 const LONGEST_DEBOUNCE: Duration = Duration::from_secs(1);
 
-/// How late an event may come, behind the load that has seen the change, before it counts as missed.
+/// How long after a load that saw a change the event of this change may come, before it counts as missed.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How many links in a row are followed to the directories behind them.
+/// How many symbolic links in a row are followed to the directories behind them.
 const MOST_LINKS: usize = 8;
 
-/// How to make a watcher that reports to [`Heard`]; handed in, so that a test can have one that fails or is deaf.
+/// Makes a watcher that reports to [`Heard`]. A test hands in one that fails or is deaf.
 pub(super) type MakeWatcher = Arc<dyn Fn(Arc<Heard>) -> notify::Result<BoxWatcher> + Send + Sync>;
 pub(super) type BoxWatcher = Box<dyn Watcher + Send>;
 
-/// The best watcher that the system has.
+/// The watcher that is best on this system.
 pub(super) fn recommended() -> MakeWatcher {
     Arc::new(|heard| {
         let watcher = notify::recommended_watcher(move |event| heard.hear(event))?;
@@ -97,13 +97,13 @@ struct Watch {
     hints: Arc<Hints>,
     finished: watch::Receiver<Finished>,
     heard: Arc<Heard>,
-    /// Absent while another thread has it.
+    /// Absent while a blocking thread uses it.
     watched: Option<Watched>,
     is_complete: bool,
     hearing: Hearing,
-    /// How many events there had been when the load before the last one ended, and when the last one did.
+    /// How many events there had been at the end of the load before the last one, and at the end of the last one.
     heard_before: [u64; 2],
-    /// How many events there had been when the driver was last told.
+    /// How many events there had been when the driver last got a hint.
     answered: u64,
     last_change: u64,
     pace: Pace,
@@ -124,7 +124,7 @@ impl Watch {
         let mut is_hint = false;
         while let Some(rewatched) = self.rewatch().await {
             let is_watched = self.is_complete && self.hearing != Hearing::Deaf;
-            // Whatever changed before a directory was watched made no event.
+            // A change that was made before the directory was watched has caused no event.
             if self.hints.set_watched(is_watched) || rewatched || is_hint {
                 self.hints.look();
             }
@@ -154,8 +154,8 @@ impl Watch {
 }
 
 impl Watch {
-    /// Watches what is to be watched now; returns whether anything of it was not watched before. `None` when the
-    /// runtime ends.
+    /// Watches the directories that have to be watched now. Returns whether one of them was not watched before, and
+    /// `None` when the runtime ends.
     async fn rewatch(&mut self) -> Option<bool> {
         let mut watched = self.watched.take()?;
         let outside = tokio::task::spawn_blocking(move || {
@@ -173,12 +173,12 @@ impl Watch {
             Some(_) => {}
         }
         if result.is_new {
-            self.heard_before = [u64::MAX; 2]; // it cannot have heard of earlier changes
+            self.heard_before = [u64::MAX; 2]; // earlier changes cannot have caused an event
         }
         Some(result.is_new)
     }
 
-    /// Waits for more events; returns whether there are any that were not answered already.
+    /// Waits for more events. Returns whether there are any that were not answered yet.
     async fn event_came(&mut self) -> bool {
         if self.heard.count.load(Ordering::SeqCst) == self.answered {
             return false;
@@ -188,13 +188,13 @@ impl Watch {
         true
     }
 
-    /// A change of the source that no event announced: is nobody listening?
+    /// Looks whether the source has changed without an event.
     fn load_ended(&mut self) {
         let change = self.finished.borrow_and_update().last_change;
         let has_changed = mem::replace(&mut self.last_change, change) != change;
         let heard = self.heard.count.load(Ordering::SeqCst);
         let [before, last] = self.heard_before;
-        // The change came after the load before began, and that one after the load before it had ended.
+        // The change was made after the previous load had begun, and that load began after the end of the one before.
         if has_changed && heard == before && self.is_complete && self.hearing == Hearing::Well {
             self.hearing = Hearing::DoubtfulUntil(Instant::now() + GRACE);
         }
@@ -202,7 +202,7 @@ impl Watch {
     }
 }
 
-/// How soon an event is answered.
+/// How long to wait before an event is answered.
 #[derive(Default)]
 struct Pace {
     last: Option<Instant>,
@@ -222,13 +222,13 @@ impl Pace {
     }
 }
 
-/// What the watcher's own thread has to say.
+/// What the thread of the watcher reports.
 #[derive(Default)]
 pub(super) struct Heard {
     events: Notify,
     count: AtomicU64,
-    /// What is watched. Locked for a few instructions, and never while the watcher is called, which waits for its
-    /// thread.
+    /// The directories that are watched. Never locked while the watcher is called, because a call waits for the thread
+    /// of the watcher.
     directories: Mutex<BTreeMap<PathBuf, Identity>>,
 }
 
@@ -237,11 +237,11 @@ impl Heard {
         match event {
             Ok(event) if is_reading(event.kind) => return,
             Ok(Event { kind: EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)), paths, .. }) => {
-                // A directory that goes takes the watches with it, also those below.
+                // A directory that is removed loses its watch, and so do those below it.
                 self.directories().retain(|directory, _| !paths.iter().any(|gone| directory.starts_with(gone)));
             }
             Ok(_) => {}
-            Err(_) => self.directories().clear(), // who knows which
+            Err(_) => self.directories().clear(), // it does not say which of them has failed
         }
         self.count.fetch_add(1, Ordering::SeqCst);
         self.events.notify_one();
@@ -252,12 +252,12 @@ impl Heard {
     }
 }
 
-/// Of all kinds only this one is nothing: it is what a load makes itself.
+/// Ignore read accesses: our own loads cause them. Every other kind is a hint.
 fn is_reading(kind: EventKind) -> bool {
     matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
 }
 
-/// The watcher and what it needs. Everything here may block.
+/// The watcher and what it needs. Its methods may block.
 struct Watched {
     source: BoxSource,
     make: MakeWatcher,
@@ -266,7 +266,7 @@ struct Watched {
 }
 
 struct Rewatched {
-    /// Something is watched that was not.
+    /// A directory is watched that was not watched before.
     is_new: bool,
     /// The directory of each file is watched.
     is_complete: bool,
@@ -311,9 +311,9 @@ impl Watched {
             Some(watcher) => watcher,
             None => self.watcher.insert(CatchUnwindWatcher::new((self.make)(Arc::clone(&self.heard))?)),
         };
-        // First noted, then watched: what is heard of it from then on may take it off again.
+        // It is noted before it is watched, because an event that comes in between may remove it again.
         self.heard.directories().insert(directory.to_owned(), identity);
-        watcher.unwatch(directory); // it may have another one of this name
+        watcher.unwatch(directory); // the watcher may still have an earlier directory of this name
         let result = watcher.watch(directory);
         if result.is_err() {
             self.heard.directories().remove(directory);
@@ -355,7 +355,7 @@ fn behind_links(path: PathBuf) -> impl Iterator<Item = PathBuf> {
     std::iter::successors(Some(path), follow).skip(1).take(MOST_LINKS).map(|path| directory_of(&path).to_owned())
 }
 
-/// What tells a directory from another one that took its place. A number of an inode alone does not: it is given again.
+/// Identifies a directory. Inode numbers are reused, so the creation time is included.
 type Identity = ((u64, u64), Option<SystemTime>);
 
 fn identify(directory: &Path) -> io::Result<(PathBuf, Identity)> {
@@ -371,8 +371,8 @@ fn identify(directory: &Path) -> io::Result<(PathBuf, Identity)> {
     Ok((directory, (inode, metadata.created().ok())))
 }
 
-/// A watcher that does not take the program with it. notify's own panics when its thread is gone, or could not be
-/// made, and does so once more when it is dropped.
+/// A watcher whose panics are caught. That of `notify` panics when its thread is gone or could not be started, and once
+/// more when it is dropped.
 struct CatchUnwindWatcher(Option<BoxWatcher>);
 
 impl CatchUnwindWatcher {
@@ -386,7 +386,7 @@ impl CatchUnwindWatcher {
     }
 
     fn unwatch(&mut self, directory: &Path) {
-        let _ = self.call(|watcher| watcher.unwatch(directory)); // it may be unwatched by itself
+        let _ = self.call(|watcher| watcher.unwatch(directory)); // it may not be watched any more
     }
 
     fn is_dead(&self) -> bool {
