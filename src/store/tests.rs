@@ -164,7 +164,7 @@ async fn a_token_that_lives_a_second_makes_no_hot_loop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_keeps_its_old_token_is_asked_less_and_less_often() {
+async fn a_source_with_an_old_token_is_asked_less_and_less_often() {
     let issuer = Issuer::new(Brings::Nothing);
     issuer.brings(Brings::Same(token(0, issuer.now() + HOUR)));
     let store = issuer.store(None).await;
@@ -227,7 +227,7 @@ async fn an_expired_token_never_replaces_one_that_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wall_clock_that_jumps_ahead_is_noticed_within_half_a_minute() {
+async fn a_wall_clock_that_jumps_ahead_is_noticed_in_30_s() {
     let issuer = Issuer::new(Brings::Fresh(24 * HOUR));
     let store = issuer.store(None).await;
     tokio::time::sleep(HOUR).await;
@@ -255,7 +255,7 @@ async fn a_replacement_that_expires_is_refreshed_ahead_of_its_expiry() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replacement_that_does_not_expire_ends_the_wish_for_a_refresh() {
+async fn a_replacement_that_does_not_expire_is_not_refreshed() {
     let issuer = Issuer::new(Brings::Fresh(HOUR));
     let store = issuer.store(None).await;
     store.replace(Credential::key("id:secret").unwrap());
@@ -264,7 +264,7 @@ async fn a_replacement_that_does_not_expire_ends_the_wish_for_a_refresh() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replacement_does_not_wait_for_the_troubles_of_its_predecessor() {
+async fn a_replacement_does_not_wait_for_a_backoff_before_it() {
     let issuer = Issuer::new(Brings::Nothing);
     issuer.brings(Brings::Same(token(0, issuer.now() + HOUR)));
     let store = issuer.store(None).await;
@@ -436,7 +436,7 @@ async fn a_refusal_stands_for_a_minute_and_for_its_own_credential() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_what_changes_by_a_refusal_wakes_those_who_follow_the_status() {
+async fn a_refusal_wakes_subscribers_only_when_degraded_changes() {
     let (store, _, clock) = observed(Credential::key("first:secret").unwrap()).await;
     let mut status = store.subscribe();
     let mut woken = || {

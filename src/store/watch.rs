@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watcher_that_cannot_be_made_is_no_failure_and_the_file_is_polled() {
+    async fn without_a_watcher_the_file_is_polled() {
         let tries = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&tries);
         let file = key_file();
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watcher_that_hears_nothing_costs_one_slow_poll_and_no_more() {
+    async fn a_deaf_watcher_costs_one_slow_poll_and_no_more() {
         let file = key_file();
         let store = file.store(deaf()).await;
         tokio::time::sleep(Duration::from_secs(300)).await;
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watcher_that_panics_takes_nobody_along_and_is_made_again() {
+    async fn a_watcher_that_panics_is_made_again() {
         #[derive(Debug)]
         struct Panics;
         impl Watcher for Panics {
@@ -609,7 +609,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn events_that_bring_nothing_are_answered_more_and_more_slowly() {
+    async fn events_without_a_change_are_answered_ever_more_slowly() {
         let mut pace = Pace::default();
         let waits: Vec<_> = (0..10).map(|_| pace.next(0).as_millis()).collect();
         assert_eq!(waits, [5, 10, 20, 40, 80, 160, 320, 640, 1000, 1000]);

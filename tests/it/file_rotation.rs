@@ -220,7 +220,7 @@ fn take_permission_away(file: &KeyFile) -> impl FnOnce() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permission_that_is_taken_away_and_given_back_keeps_the_old_key() {
+async fn a_permission_taken_away_and_given_back_keeps_the_old_key() {
     let file = KeyFile::new();
     let store = file.store().await;
     file.write(key_text(2));

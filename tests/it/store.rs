@@ -106,7 +106,7 @@ fn tasks_left(count: usize) -> impl Future<Output = ()> {
 // When the source is asked
 
 #[tokio::test(start_paused = true)]
-async fn the_source_is_polled_at_its_own_interval_varied_by_a_fifth() {
+async fn the_source_is_polled_at_its_own_interval_with_jitter() {
     let (_store, source) = store(FIVE).await;
     source.loads_reach(300).await;
     let gaps = source.gaps(0);
@@ -226,7 +226,7 @@ async fn failures_back_off_up_to_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_kind_of_failure_keeps_the_last_good_one_and_is_got_over() {
+async fn after_each_kind_of_failure_the_store_recovers() {
     let (store, source) = store(FIVE).await;
     for (n, says, kind) in [
         (2, Says::Nothing, SourceErrorKind::NotFound),
@@ -266,7 +266,7 @@ async fn a_source_that_fails_a_thousand_times_is_still_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_load_that_hangs_is_given_up_at_the_time_out() {
+async fn a_load_that_hangs_ends_at_the_timeout() {
     let source = Script::new(60 * SECOND, Says::Here(key(1)));
     let store = CredentialStore::builder(source.clone()).load_timeout(7 * SECOND).build().await.unwrap();
     source.says(Says::Hang);
@@ -282,7 +282,7 @@ async fn a_load_that_hangs_is_given_up_at_the_time_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_panics_when_asked_how_often_does_not_end_the_driver() {
+async fn a_poll_interval_that_panics_does_not_end_the_driver() {
     struct Panicky(Script);
 
     impl CredentialSource for Panicky {
@@ -313,7 +313,7 @@ async fn a_source_that_panics_when_asked_how_often_does_not_end_the_driver() {
 // The start
 
 #[tokio::test(start_paused = true)]
-async fn a_store_without_a_credential_fails_at_the_start_and_says_what_to_do() {
+async fn without_a_credential_the_build_says_what_to_do() {
     for (says, kind, text) in [
         (Says::Nothing, SourceErrorKind::NotFound, "script: has no credential"),
         (
@@ -332,7 +332,7 @@ async fn a_store_without_a_credential_fails_at_the_start_and_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn an_empty_environment_fails_at_the_start_with_the_variables_to_set() {
+async fn an_empty_environment_is_told_which_variables_to_set() {
     let error = build_error(EnvSource::all().environment(|_| None)).await;
     assert_eq!(error.kind(), SourceErrorKind::NotFound);
     assert_eq!(error.source_name(), "env:FAL_KEY,FAL_KEY_ID+FAL_KEY_SECRET,FAL_KEY_FILE");
@@ -396,7 +396,7 @@ async fn a_thousand_refused_on_many_threads_cost_one_load() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_refused_one_after_the_other_cost_one_load_when_it_brings_the_same() {
+async fn a_thousand_refusals_in_turn_of_the_same_key_cost_one_load() {
     let (store, source) = store(None).await;
     for _ in 0..1000 {
         assert_unchanged(&store.reload_past(store.generation()).await, 1);
@@ -449,7 +449,7 @@ async fn a_rotation_ends_the_cool_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_has_a_new_credential_each_time_is_not_asked_for_each_refusal() {
+async fn ever_new_credentials_do_not_cost_a_load_for_each_refusal() {
     let (store, source) = store(None).await;
     for n in 2..2002 {
         source.brings(n);
@@ -553,7 +553,7 @@ async fn a_caller_that_is_dropped_cancels_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_is_dropped_before_the_load_begins_cancels_nothing() {
+async fn a_caller_dropped_before_the_load_begins_cancels_nothing() {
     let (store, source) = store(None).await;
     source.brings(2);
     let mut dropped = task::spawn(store.reload());
@@ -601,7 +601,7 @@ async fn the_driver_ends_with_the_last_handle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_driver_ends_with_the_last_handle_also_without_an_interval() {
+async fn without_an_interval_the_driver_ends_with_the_last_handle() {
     let (store, _source) = store(None).await;
     tasks_left(1).await;
     tokio::task::yield_now().await;
@@ -610,7 +610,7 @@ async fn the_driver_ends_with_the_last_handle_also_without_an_interval() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_driver_ends_with_the_last_handle_also_while_a_load_hangs() {
+async fn while_a_load_hangs_the_driver_ends_with_the_last_handle() {
     let (store, source) = store(FIVE).await;
     source.says(Says::Hang);
     source.loads_reach(2).await;
@@ -729,7 +729,7 @@ async fn a_reload_that_failed_leaves_no_wish_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replaced_credential_that_is_refused_gives_way_to_the_source() {
+async fn a_refused_replacement_gives_way_to_the_source() {
     let (store, _source) = store(None).await;
     let refused = store.replace(key(9));
     assert_changed(&store.reload_past(refused).await, 3);

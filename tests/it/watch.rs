@@ -120,7 +120,7 @@ async fn a_directory_that_is_replaced_is_watched_again() {
 }
 
 #[tokio::test]
-async fn a_directory_that_was_deleted_is_polled_for_and_then_watched_again() {
+async fn a_deleted_directory_is_polled_for_and_watched_again() {
     let root = tempfile::tempdir().unwrap();
     let mounted = root.path().join("mounted");
     let path = mounted.join("fal_key");
