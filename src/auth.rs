@@ -67,7 +67,7 @@ use pin_project::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::authorizer::SentWith;
+use self::stamp::SentWith;
 use crate::{
     origin::{BoundOrigin, FalOrigins, InvalidOrigin, OriginPolicy},
     store::CredentialStore,
@@ -324,10 +324,11 @@ where
         let this = self.project();
         // One variable, so that the response is written to where it is returned, and is not moved on the way.
         let mut polled = this.inner.poll(cx);
-        if let (Poll::Ready(Ok(response)), Some(sent_with)) = (&mut polled, this.sent_with)
-            && is_refusal(response.status())
-        {
-            sent_with.stamp(response.extensions_mut());
+        if let (Poll::Ready(Ok(response)), Some(sent_with)) = (&mut polled, this.sent_with) {
+            sent_with.observe(response.status(), response.headers(), response.extensions());
+            if is_refusal(response.status()) {
+                sent_with.stamp(response.extensions_mut());
+            }
         }
         polled
     }

@@ -30,6 +30,29 @@ pub(crate) fn rotated(source: &str, key_id: Option<&KeyId>, generation: u64) {
     event!(info, source, key_id = key_id.map(tracing::field::display), generation, "the fal credential was rotated");
 }
 
+/// fal has accepted the current credential for the first time.
+pub(crate) fn accepted(source: &str, key_id: Option<&KeyId>, generation: u64) {
+    event!(
+        info,
+        source,
+        key_id = key_id.map(tracing::field::display),
+        generation,
+        "fal has accepted the fal credential"
+    );
+}
+
+/// fal refused the newest credential before it ever accepted it, and the previous one is in use again.
+pub(crate) fn set_aside(source: &str, key_id: Option<&KeyId>, generation: u64, previous_key_id: Option<&KeyId>) {
+    event!(
+        warn,
+        source,
+        key_id = key_id.map(tracing::field::display),
+        generation,
+        previous_key_id = previous_key_id.map(tracing::field::display),
+        "fal does not accept the new fal credential yet; requests are sent with the previous one, and the new one is tried again"
+    );
+}
+
 /// A load failed. The store keeps what it has: `key_id` is of that.
 ///
 /// `in_a_row` is the number of failures since the last success, so that an outage of a day does not fill the log.

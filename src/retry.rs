@@ -164,12 +164,13 @@ impl<M> FalRetryLayer<M> {
         self
     }
 
-    /// How long after a rotation a request whose new credential is refused is sent again with the one before it.
-    /// Default: 30 s.
+    /// How long the previous credential is kept at most as the way back, while fal has not accepted the current one.
+    /// Default: 24 h, which is the longest.
     ///
-    /// Whoever rotates with two keys may give the new one to this server before fal knows it. The store keeps the old
-    /// one for so long; not if it was refused itself, and not where there is no driver
-    /// ([`fixed`](CredentialStore::fixed) stores). Zero turns it off.
+    /// A new key may reach this server before fal knows it, or may be mistyped. So the store keeps the last key that fal
+    /// accepted until fal has accepted the new one. If the new one is refused first, requests are sent with the previous
+    /// one again, and the new one is tried from time to time. Zero turns this off. A store without a driver
+    /// ([`fixed`](CredentialStore::fixed)) keeps no previous credential.
     pub fn overlap(mut self, window: Duration) -> Self {
         self.policy.overlap = window;
         self

@@ -50,20 +50,25 @@ use crate::{
 mod builder;
 mod clock;
 mod driver;
+mod evidence;
 mod shared;
 #[cfg(all(feature = "signal", unix))]
 mod signal;
 mod slot;
+mod standby;
 mod status;
 mod wait;
 #[cfg(feature = "watch")]
 mod watch;
 
-pub(crate) use self::wait::{WaitFor, Waited};
 pub use self::{
     builder::CredentialStoreBuilder,
     slot::Snapshot,
-    status::{Degraded, DriverState, LastRefusal, Status},
+    status::{Degraded, DriverState, LastRefusal, PendingCredential, Status},
+};
+pub(crate) use self::{
+    evidence::Mark,
+    wait::{WaitFor, Waited},
 };
 pub use crate::{error::ReloadError, generation::Generation};
 
@@ -110,8 +115,7 @@ impl CredentialStore {
     /// ```
     #[must_use]
     pub fn fixed(credential: Credential) -> Self {
-        let shared = Shared::new(DEFAULT_NAME.into(), credential, &"fixed".into(), None, Clock::system());
-        Self { shared: Arc::new(shared) }
+        Self { shared: Shared::new(DEFAULT_NAME.into(), credential, &"fixed".into(), None, Clock::system()) }
     }
 
     /// The current credential, for one request: no lock, no await, no allocation.
@@ -139,9 +143,9 @@ impl CredentialStore {
     /// never reloads.
     pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
         let driver = self.shared.driver.as_ref().ok_or(ReloadError::NeverReloads)?;
-        let before = self.generation();
+        let before = self.shared.newest();
         let result = finished(driver, self.shared.demand(driver)).await?;
-        let now = self.generation();
+        let now = self.shared.newest();
         if now > before {
             return Ok(Reloaded::Changed(now));
         }
@@ -158,9 +162,9 @@ impl CredentialStore {
     /// # Errors
     /// As [`reload`](Self::reload).
     pub async fn reload_past(&self, refused: Generation) -> Result<Reloaded, ReloadError> {
-        let current = self.generation();
-        if current > refused {
-            return Ok(Reloaded::Changed(current));
+        let newest = self.shared.newest();
+        if newest > refused {
+            return Ok(Reloaded::Changed(newest));
         }
         let driver = self.shared.driver.as_ref().ok_or(ReloadError::NeverReloads)?;
         let load = match self.shared.demand_past(driver, refused, false) {
@@ -170,7 +174,7 @@ impl CredentialStore {
             Past::Load { number, .. } => number,
         };
         let result = finished(driver, load).await?;
-        let now = self.generation();
+        let now = self.shared.newest();
         if now > refused {
             return Ok(Reloaded::Changed(now));
         }
@@ -213,19 +217,32 @@ impl CredentialStore {
         self.shared.name()
     }
 
-    /// From now on, keeps the previous credential for at least this long after a rotation.
+    /// From now on, keeps the previous credential for so long after a rotation, until fal has accepted the current one.
     pub(crate) fn keep_previous_for(&self, overlap: Duration) {
         self.shared.keep_previous_for(overlap);
     }
 
-    /// The previous credential, if the rotation was less than `overlap` ago and fal has not refused it.
-    pub(crate) fn previous(&self, overlap: Duration) -> Option<Snapshot> {
-        self.shared.previous(overlap)
+    /// Whether this store has issued the snapshot, and not another one.
+    pub(crate) fn issued(&self, snapshot: &Snapshot) -> bool {
+        self.shared.issued(snapshot)
     }
 
-    /// Notes that fal, or the application behind it, has refused this credential.
-    pub(crate) fn note_refused(&self, generation: Generation, reason: Reason) {
-        self.shared.note_refused(generation, reason);
+    /// The credentials that a request may be sent with, the best one first: the one in use, and the one beside it while
+    /// fal has not accepted the newest one. A previous one only within `overlap`.
+    pub(crate) fn candidates(&self, overlap: Duration) -> [Option<Snapshot>; 2] {
+        self.shared.candidates(overlap)
+    }
+
+    /// The newest credential, if fal did not accept it so far, it is time to try it again, and `if_any` says that it may
+    /// be tried. This costs one relaxed load otherwise.
+    #[inline]
+    pub(crate) fn take_try(&self, if_any: impl FnOnce() -> bool) -> Option<Snapshot> {
+        self.shared.take_try(if_any)
+    }
+
+    /// fal, or the application behind it, has refused this credential of this store. Returns the evidence for it.
+    pub(crate) fn note_refused(&self, refused: &Snapshot, reason: Reason) -> Mark {
+        self.shared.note_refused(refused, reason)
     }
 
     /// Has the driver look for a newer credential than this one, as [`reload_past`](Self::reload_past), but does not
@@ -237,9 +254,15 @@ impl CredentialStore {
     }
 
     /// Has the driver look for a newer credential than `refused`, and waits for it until `wait_for` or the timeout ends
-    /// the wait.
-    pub(crate) async fn wait_past(&self, refused: Generation, wait_for: WaitFor, timeout: Duration) -> Waited {
-        wait::wait_past(&self.shared, refused, wait_for, timeout).await
+    /// the wait. It also ends when the evidence for one of `tried` changes, which means that fal has accepted it.
+    pub(crate) async fn wait_past(
+        &self,
+        refused: Generation,
+        tried: &[(Snapshot, Mark)],
+        wait_for: WaitFor,
+        timeout: Duration,
+    ) -> Waited {
+        wait::wait_past(&self.shared, refused, tried, wait_for, timeout).await
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! [`mock`](crate::mock) has literals of its own: it is what the rest of the crate is tested against.
 
+use http::HeaderMap;
+
 /// The hosts of fal's API, as its own clients call them: running models, their queue, their sockets, the REST API
 /// (its older name too), and the platform API. Not the CDN and not the login, which take other credentials.
 ///
@@ -14,6 +16,11 @@ pub(crate) const API_HOSTS: [&str; 6] =
 ///
 /// Source: `fal_client` 1.0.3 (`client.py`, `_BACKUP_DOMAINS`).
 pub(crate) const BACKUP_HOSTS: [&str; 2] = ["falrun.com", "queue.falrun.com"];
+
+/// Whether a runner has answered, and so an application: fal checks the credential before there is a runner.
+pub(crate) fn is_by_runner(headers: &HeaderMap) -> bool {
+    [header::SERVED_FROM, header::BILLABLE_UNITS, header::RUNNER_HINTS].iter().any(|name| headers.contains_key(name))
+}
 
 /// Header names, in lower case as HTTP/2 has them.
 #[allow(dead_code)] // which of them are used depends on the features

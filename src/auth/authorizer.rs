@@ -1,14 +1,15 @@
 //! Which credential a request carries: the one decision for the Tower layer, the reqwest middleware and handshakes.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
-use http::{Extensions, HeaderMap, Method, Request, Uri, header::AUTHORIZATION};
+use http::{Extensions, HeaderMap, Method, Request, StatusCode, Uri, header::AUTHORIZATION};
 
-use super::stamp::{CrossedOrigin, SendWith, Stamp};
+use super::stamp::{CrossedOrigin, SendWith, SentWith, Stamp};
 use crate::{
     credential::Credential,
     origin::OriginPolicy,
-    store::{CredentialStore, Snapshot},
+    store::{CredentialStore, Mark, Snapshot},
+    wire,
 };
 
 /// Decides which credential a request carries, if any.
@@ -57,8 +58,10 @@ impl<P: OriginPolicy> Authorizer<P> {
             (Some(own), _) => Some(SentWith::Own(own.clone())),
             // One snapshot, for the header and for the stamp.
             (None, Some(store)) => {
-                let asked_for = extensions.get().map(|SendWith(snapshot)| snapshot.clone());
-                Some(SentWith::Stores(asked_for.unwrap_or_else(|| store.load())))
+                let asked_for = extensions.get().filter(|SendWith(snapshot)| store.issued(snapshot));
+                let snapshot = asked_for.map_or_else(|| store.load(), |SendWith(snapshot)| snapshot.clone());
+                let mark = snapshot.mark();
+                Some(SentWith::Stores(snapshot, mark))
             }
             (None, None) => None,
         }
@@ -75,39 +78,37 @@ impl<P> fmt::Debug for Authorizer<P> {
     }
 }
 
-/// The credential that one request carries.
-#[derive(Clone, Debug)]
-pub(crate) enum SentWith {
-    /// One of the store's.
-    Stores(Snapshot),
-    /// The one that the request brought in its extensions.
-    Own(Credential),
-}
-
 impl SentWith {
-    fn credential(&self) -> &Credential {
-        match self {
-            Self::Stores(snapshot) => snapshot.credential(),
-            Self::Own(credential) => credential,
-        }
-    }
-
     #[inline]
     pub(crate) fn put_into(&self, headers: &mut HeaderMap) {
         headers.insert(AUTHORIZATION, self.credential().header().clone());
+    }
+
+    /// Notes what a response proves about the credential: one relaxed load, once it was accepted.
+    #[inline]
+    pub(crate) fn observe(&self, status: StatusCode, headers: &HeaderMap, extensions: &Extensions) {
+        if let Self::Stores(snapshot, mark) = self
+            && !snapshot.mark().is_accepted()
+        {
+            note_proof(snapshot, *mark, status, headers, extensions);
+        }
     }
 
     /// Marks a refused response with what its request was sent with.
     #[cold]
     pub(crate) fn stamp(&self, extensions: &mut Extensions) {
         // Where two of these layers are stacked, the inner one's header was sent, so its stamp is the true one.
-        if extensions.get::<Stamp>().is_some() || extensions.get::<CrossedOrigin>().is_some() {
-            return;
+        if extensions.get::<Stamp>().is_none() && extensions.get::<CrossedOrigin>().is_none() {
+            extensions.insert(Stamp::new(self.clone()));
         }
-        let (generation, source) = match self {
-            Self::Stores(snapshot) => (Some(snapshot.generation()), Arc::clone(snapshot.source_arc())),
-            Self::Own(credential) => (None, credential.source_arc().map_or_else(|| "request".into(), Arc::clone)),
-        };
-        extensions.insert(Stamp::new(generation, self.credential().clone(), source));
+    }
+}
+
+/// Only an accepted credential gets a 2xx, or any response of a runner. A gateway's 502 proves nothing.
+#[cold]
+fn note_proof(snapshot: &Snapshot, mark: Mark, status: StatusCode, headers: &HeaderMap, extensions: &Extensions) {
+    let is_proof = status.is_success() || wire::is_by_runner(headers);
+    if is_proof && extensions.get::<CrossedOrigin>().is_none() {
+        snapshot.note_accepted(mark);
     }
 }

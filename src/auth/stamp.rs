@@ -1,12 +1,10 @@
 //! What goes along with a request and its response, in their extensions.
 
-use std::sync::Arc;
-
 use http::StatusCode;
 
 use crate::{
     credential::{Credential, KeyId},
-    store::{Generation, Snapshot},
+    store::{Generation, Mark, Snapshot},
 };
 
 /// Whether it is a status with which fal refuses a credential.
@@ -31,45 +29,69 @@ pub(crate) fn is_refusal(status: StatusCode) -> bool {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Stamp {
-    generation: Option<Generation>,
-    credential: Credential,
-    source: Arc<str>,
+    sent_with: SentWith,
+}
+
+/// The credential that one request carries.
+#[derive(Clone, Debug)]
+pub(crate) enum SentWith {
+    /// One of the store's, and the evidence for it when the request was sent.
+    Stores(Snapshot, Mark),
+    /// The one that the request brought in its extensions.
+    Own(Credential),
 }
 
 impl Stamp {
-    pub(super) fn new(generation: Option<Generation>, credential: Credential, source: Arc<str>) -> Self {
-        Self { generation, credential, source }
+    pub(super) fn new(sent_with: SentWith) -> Self {
+        Self { sent_with }
     }
 
     /// Which of the store's credentials it was; `None` when the request brought its own.
     #[must_use]
     pub fn generation(&self) -> Option<Generation> {
-        self.generation
+        self.snapshot().map(Snapshot::generation)
     }
 
     /// The public half of the key; `None` for a login's token.
     #[must_use]
     pub fn key_id(&self) -> Option<&KeyId> {
-        self.credential.key_id()
+        self.credential().key_id()
     }
 
     /// Where the credential was found, such as `env:FAL_KEY`. A request's own one is `request` unless its
     /// [source](Credential::with_source) was noted.
     #[must_use]
     pub fn source(&self) -> &str {
-        &self.source
+        match &self.sent_with {
+            SentWith::Stores(snapshot, _) => snapshot.source(),
+            SentWith::Own(credential) => credential.source().unwrap_or("request"),
+        }
     }
 
     pub(crate) fn credential(&self) -> &Credential {
-        &self.credential
+        self.sent_with.credential()
     }
 
-    pub(crate) fn source_arc(&self) -> &Arc<str> {
-        &self.source
+    /// What a store had issued; `None` when the request brought its own credential.
+    pub(crate) fn snapshot(&self) -> Option<&Snapshot> {
+        match &self.sent_with {
+            SentWith::Stores(snapshot, _) => Some(snapshot),
+            SentWith::Own(_) => None,
+        }
     }
 }
 
-/// In a request's extensions: which of the store's credentials to send it with, if not with the current one.
+impl SentWith {
+    pub(super) fn credential(&self) -> &Credential {
+        match self {
+            Self::Stores(snapshot, _) => snapshot.credential(),
+            Self::Own(credential) => credential,
+        }
+    }
+}
+
+/// In a request's extensions: which of the store's credentials to send it with, if not with the current one. Another
+/// store's layer passes it by.
 #[derive(Clone)]
 pub(crate) struct SendWith(pub(crate) Snapshot);
 

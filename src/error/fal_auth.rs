@@ -2,7 +2,7 @@ use std::{error::Error, fmt};
 
 use http::StatusCode;
 
-use super::{BoxError, Reason, Refusal, ReloadError, foreign::causes};
+use super::{BoxError, Refusal, ReloadError, foreign::causes};
 
 /// Why a request that went through [`FalRetry`](crate::retry) has no response.
 ///
@@ -78,7 +78,7 @@ impl FalAuthError {
             Self::Unauthorized(refusal) => {
                 let may_be_rotated =
                     !matches!(refusal.reload_error(), Some(ReloadError::NeverReloads | ReloadError::DriverGone));
-                let by_fal = matches!(refusal.reason(), Reason::UnknownCredential | Reason::Unknown);
+                let by_fal = refusal.reason().is_cured_by_another_key();
                 refusal.generation().is_some() && by_fal && may_be_rotated
             }
             Self::Forbidden(_) | Self::Transport(_) => false,
@@ -124,6 +124,7 @@ mod tests {
     use std::io;
 
     use super::*;
+    use crate::error::Reason;
 
     #[test]
     fn a_fal_auth_error_is_small() {

@@ -23,6 +23,11 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether another key may be accepted where this one was refused, so that it is worth waiting for one.
+    pub(crate) fn is_cured_by_another_key(self) -> bool {
+        matches!(self, Self::UnknownCredential | Self::Unknown)
+    }
+
     /// A short name that does not change, for labels and logs.
     pub fn as_str(self) -> &'static str {
         match self {

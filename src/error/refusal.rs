@@ -63,14 +63,21 @@ pub(crate) struct RefusalParts {
     pub(crate) reload: Option<ReloadError>,
 }
 
-/// Whether a request was sent again for the sake of the credential, and with which one last. The previous credential,
-/// if it is tried at all, is tried first.
+/// With which other credentials a request was sent again. Each happens at most once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Replayed {
-    #[default]
-    Not,
-    WithPrevious,
-    WithNewer,
+pub(crate) struct Replayed {
+    /// With one that is newer than all that it was sent with before.
+    pub(crate) with_newer: bool,
+    /// With the previous one.
+    pub(crate) with_previous: bool,
+    /// With one that had been refused, as fal came to accept it since.
+    pub(crate) again: bool,
+}
+
+impl Replayed {
+    pub(crate) fn is_any(self) -> bool {
+        self.with_newer || self.with_previous || self.again
+    }
 }
 
 #[cfg(test)]
@@ -90,7 +97,7 @@ impl RefusalParts {
             headers: HeaderMap::new(),
             body: Bytes::new(),
             replayable: false,
-            replayed: Replayed::Not,
+            replayed: Replayed::default(),
             reload: None,
         }
     }
@@ -159,7 +166,7 @@ impl Refusal {
 
     /// Whether the request had been replayed with another credential, so that this is the answer to a later attempt.
     pub fn was_replayed(&self) -> bool {
-        self.inner.replayed != Replayed::Not
+        self.inner.replayed.is_any()
     }
 
     /// Why no newer credential could be loaded, if a reload was tried and failed.

@@ -29,21 +29,22 @@ impl StoreMetrics {
         &self.store
     }
 
-    /// Sets the gauges: which key the store holds, and since when. They are set again even if nothing changed, for a
+    /// Sets the gauges: which key the store holds, since when, and whether fal has accepted it. They are set again even if nothing changed, for a
     /// recorder that was installed later.
     ///
     /// A series never goes away, so the one of a key that no store of this name holds any more is set to 0. `current`
     /// is read under the lock, so that of two concurrent rotations the last one wins.
-    pub(crate) fn show(&self, current: impl FnOnce() -> (Option<KeyId>, SystemTime)) {
+    pub(crate) fn show(&self, current: impl FnOnce() -> (Option<KeyId>, SystemTime, bool)) {
         if !cfg!(feature = "metrics") {
             return;
         }
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let (key_id, loaded_at) = current();
+        let (key_id, loaded_at, accepted) = current();
         let key_id: Arc<str> = key_id.as_ref().map_or("", KeyId::as_str).into();
         let mut holders = HOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
         *holders.entry((Arc::clone(&self.store), Arc::clone(&key_id))).or_default() += 1;
         credential_info(&self.store, &key_id, 1.0);
+        credential_accepted(&self.store, &key_id, accepted);
         if let Some(before) = shown.replace(key_id) {
             self.release(&mut holders, before);
         }
@@ -58,6 +59,7 @@ impl StoreMetrics {
             if *count == 0 {
                 holders.remove(&series);
                 credential_info(&series.0, &series.1, 0.0);
+                credential_accepted(&series.0, &series.1, false);
             }
         }
     }
@@ -79,4 +81,9 @@ impl Drop for StoreMetrics {
 
 fn credential_info(store: &Arc<str>, key_id: &Arc<str>, value: f64) {
     gauge!("tower_fal_credential_info", "store" => Arc::clone(store), "key_id" => Arc::clone(key_id); value);
+}
+
+fn credential_accepted(store: &Arc<str>, key_id: &Arc<str>, accepted: bool) {
+    let (store, key_id) = (Arc::clone(store), Arc::clone(key_id));
+    gauge!("tower_fal_credential_accepted", "store" => store, "key_id" => key_id; f64::from(u8::from(accepted)));
 }

@@ -69,8 +69,11 @@ impl<P: OriginPolicy + Send + Sync + 'static> Middleware for FalAuthMiddleware<P
         };
         sent_with.put_into(request.headers_mut());
         let mut response = next.run(request, extensions).await?;
-        if is_refusal(response.status()) && !crossed_origin(&asked, response.url()) {
-            sent_with.stamp(response.extensions_mut());
+        if !crossed_origin(&asked, response.url()) {
+            sent_with.observe(response.status(), response.headers(), response.extensions());
+            if is_refusal(response.status()) {
+                sent_with.stamp(response.extensions_mut());
+            }
         }
         Ok(response)
     }
@@ -115,7 +118,8 @@ impl<M: Mode> Middleware for FalRetryMiddleware<M> {
         extensions: &mut Extensions,
         next: Next<'_>,
     ) -> Result<Response, Error> {
-        let mut attempts = Attempts::new(Arc::clone(&self.policy));
+        let policy = Arc::clone(&self.policy);
+        let mut attempts = Attempts::new(policy, extensions, || request.try_clone().is_some());
         loop {
             let copy = request.try_clone();
             attempts.prepare(extensions);
@@ -132,11 +136,14 @@ impl<M: Mode> Middleware for FalRetryMiddleware<M> {
                     let examined = Box::pin(attempts.examine::<_, M>(with_url(response), stamp, replayable)).await;
                     match examined.replay.zip(copy) {
                         Some((with, copy)) => {
-                            attempts.replay(with);
+                            attempts.replay(with, examined.tried);
                             copy
                         }
                         None => return refused::<M>(attempts.refused(examined.parts, replayable), examined.response),
                     }
+                }
+                (After::Refused(refusal), Ok(response), _) => {
+                    return refused::<M>(refusal, with_url(response).map(PeekedBody::whole));
                 }
                 (_, result, _) => return result,
             };

@@ -14,22 +14,25 @@ use http_body::Body;
 use super::{
     Mode,
     attempt::{Ended, Sent},
-    policy::{Examined, Policy, ReplayWith},
+    policy::{Examined, Policy, Replay, Tried},
+    rule::Other,
     transient::Progress,
 };
 use crate::{
     auth::{SendWith, Stamp, is_refusal},
+    credential::Credential,
     error::{FalAuthError, Refusal, RefusalParts, Replayed},
     events,
+    store::Snapshot,
 };
 
 /// The retry state of one request.
 pub(crate) struct Attempts {
     policy: Arc<Policy>,
-    /// What it is sent with now, if it was sent again for the sake of the credential.
-    replay: Option<ReplayWith>,
-    /// The newest credential that was refused.
-    newest: Option<Stamp>,
+    /// What it is sent with now, if not with the current credential.
+    send_with: Option<Snapshot>,
+    replayed: Replayed,
+    tried: Tried,
     /// Only with the option `transient`.
     progress: Option<Progress>,
 }
@@ -42,12 +45,16 @@ pub(crate) enum Next {
     BackOff(Duration),
     /// A credential that this crate had put on the request was refused: look at the response.
     Examine(Stamp),
+    /// A layer further in has looked at the refusal already. There is no further attempt.
+    Refused(Refusal),
 }
 
 impl Attempts {
-    pub(crate) fn new(policy: Arc<Policy>) -> Self {
+    /// For a request with these extensions. `replayable` says whether it can be sent again.
+    pub(crate) fn new(policy: Arc<Policy>, extensions: &Extensions, replayable: impl FnOnce() -> bool) -> Self {
+        let send_with = policy.take_try(|| extensions.get::<Credential>().is_none() && replayable());
         let progress = policy.transient.is_some().then(Progress::first);
-        Self { policy, replay: None, newest: None, progress }
+        Self { policy, send_with, replayed: Replayed::default(), tried: Tried::new(), progress }
     }
 
     pub(crate) fn policy(&self) -> &Arc<Policy> {
@@ -56,20 +63,23 @@ impl Attempts {
 
     /// Tells [`FalAuth`](crate::FalAuth) what to send the request with, if not with the current credential.
     pub(crate) fn prepare(&self, extensions: &mut Extensions) {
-        match &self.replay {
-            Some(ReplayWith::Previous(snapshot)) => extensions.insert(SendWith(snapshot.clone())),
-            // An earlier attempt may have left one: a reqwest middleware has the same extensions for each.
-            Some(ReplayWith::Current) | None => extensions.remove::<SendWith>(),
-        };
+        if let Some(snapshot) = &self.send_with {
+            extensions.insert(SendWith(snapshot.clone()));
+        }
     }
 
     /// An attempt has ended. `sent` is asked for the request if it may be repeated, and brings it if it can be.
     pub(crate) fn ended<'a>(&mut self, ended: Ended<'_>, sent: impl FnOnce() -> Option<Sent<'a>>) -> Next {
         match ended {
-            Ended::Answered { status, extensions, .. } if is_refusal(status) => match extensions.get::<Stamp>() {
-                Some(stamp) => return Next::Examine(stamp.clone()),
-                None => events::not_ours(status),
-            },
+            Ended::Answered { status, extensions, .. } if is_refusal(status) => {
+                if let Some(refusal) = extensions.get::<Refusal>() {
+                    return Next::Refused(refusal.clone());
+                }
+                match extensions.get::<Stamp>() {
+                    Some(stamp) => return Next::Examine(stamp.clone()),
+                    None => events::not_ours(status),
+                }
+            }
             // A refusal that comes as an error, from such a layer further in, is final.
             Ended::Failed(error) if FalAuthError::find(error).is_some_and(|error| error.refusal().is_some()) => {
                 return Next::Return;
@@ -105,22 +115,19 @@ impl Attempts {
         R::Error: Send,
         M: Mode,
     {
-        let newest = match self.newest.take() {
-            Some(newest) if newest.generation() > sent_with.generation() => newest,
-            _ => sent_with.clone(),
-        };
-        self.newest = Some(newest.clone());
-        let replayed = match &self.replay {
-            None => Replayed::Not,
-            Some(ReplayWith::Previous(_)) => Replayed::WithPrevious,
-            Some(ReplayWith::Current) => Replayed::WithNewer,
-        };
-        Arc::clone(&self.policy).examine::<R, M>(response, sent_with, newest, replayable, replayed)
+        let tried = std::mem::take(&mut self.tried);
+        Arc::clone(&self.policy).examine::<R, M>(response, sent_with, tried, replayable, self.replayed)
     }
 
     /// The next attempt is a replay.
-    pub(crate) fn replay(&mut self, with: ReplayWith) {
-        self.replay = Some(with);
+    pub(crate) fn replay(&mut self, with: Replay, tried: Tried) {
+        match with.other {
+            Other::Newer => self.replayed.with_newer = true,
+            Other::Previous => self.replayed.with_previous = true,
+            Other::Again => self.replayed.again = true,
+        }
+        self.send_with = Some(with.snapshot);
+        self.tried = tried;
     }
 
     /// There is no further attempt. `replayable` says whether there could have been one, until the very end.
@@ -134,7 +141,7 @@ impl Attempts {
     }
 
     fn tell_of_replay(&self, accepted: bool) {
-        if self.replay.is_some() {
+        if self.replayed.is_any() {
             events::replayed(accepted);
         }
     }
@@ -142,6 +149,6 @@ impl Attempts {
 
 impl fmt::Debug for Attempts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Attempts").field("replayed", &self.replay.is_some()).finish_non_exhaustive()
+        f.debug_struct("Attempts").field("replayed", &self.replayed).finish_non_exhaustive()
     }
 }

@@ -16,12 +16,12 @@ use super::{
     Mode,
     attempt::{Ended, Sent},
     attempts::{Attempts, Next},
-    body::{Replay, ReplayBody},
+    body::{PeekedBody, Replay, ReplayBody},
     head::Head,
     mode::sealed,
     policy::{Examined, Policy},
 };
-use crate::error::{BoxError, FalAuthError};
+use crate::error::{BoxError, FalAuthError, Refusal};
 
 /// Response future of [`FalRetry`](super::FalRetry).
 #[pin_project]
@@ -69,17 +69,18 @@ where
     R: Body,
 {
     pub(super) fn new(service: &mut S, request: Request<B>, policy: Arc<Policy>) -> Self {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let (first, body) = ReplayBody::new(body, policy.max_body, &policy.memory);
+        let attempts = Attempts::new(policy, &head.extensions, || body.is_possible());
         let kept = Head::keep(&head);
-        // Nothing to prepare: the first attempt gets the current credential.
+        attempts.prepare(&mut head.extensions);
         let response = service.call(Request::from_parts(head, first));
         let call = Call {
             // The service that was made ready has been called; this one is made ready before it is.
             service: service.clone(),
             head: kept,
             body,
-            attempts: Attempts::new(policy),
+            attempts,
             answered: false,
         };
         Self { state: State::Sent { response }, call, mode: PhantomData }
@@ -175,6 +176,7 @@ where
                 }
                 None => self.finish::<R, M>(result),
             },
+            (Next::Refused(refusal), Ok(response)) => self.refuse::<R, M>(refusal, response.map(PeekedBody::whole)),
             (_, result) => self.finish::<R, M>(result),
         }
     }
@@ -185,13 +187,22 @@ where
         M: Mode,
         R: Body,
     {
-        let Examined { response, parts, replay } = examined;
+        let Examined { response, parts, tried, replay } = examined;
         // Asked first, as this takes the upload away from the attempt that has it.
         if let Some((with, body)) = replay.and_then(|with| Some((with, self.body.start_over()?))) {
-            self.attempts.replay(with);
+            self.attempts.replay(with, tried);
             return ControlFlow::Continue(State::Readying { body });
         }
         let refusal = self.attempts.refused(parts, self.body.is_possible());
+        self.refuse::<R, M>(refusal, response)
+    }
+
+    /// The refusal is the request's end.
+    fn refuse<R, M>(&mut self, refusal: Refusal, response: Response<PeekedBody<R>>) -> Turn<S::Future, B, R, M>
+    where
+        M: Mode,
+        R: Body,
+    {
         self.answered = false;
         if M::RETURNS_RESPONSE {
             self.body.keep_no_longer(); // the caller has the response, and ends the upload when it likes

@@ -2,6 +2,7 @@
 //! [rule](super::rule).
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use tokio::{sync::Semaphore, time::Instant};
 use super::{
     Mode,
     body::{Peeked, PeekedBody, ReplayMemory},
-    rule::{self, Available, Decision, Outcome},
+    rule::{self, Decision, Other, Outcome},
     transient::Transient,
 };
 use crate::{
@@ -21,13 +22,13 @@ use crate::{
     error::{Reason, RefusalParts, ReloadError, Replayed, classify},
     events,
     generation::Generation,
-    store::{CredentialStore, Snapshot, WaitFor},
+    store::{CredentialStore, Mark, Snapshot, WaitFor},
 };
 
 const DEFAULT_MAX_BODY: u64 = 256 * 1024;
 const DEFAULT_REPLAY_MEMORY: usize = 64 * 1024 * 1024;
 const DEFAULT_RELOAD_WAIT: Duration = Duration::from_secs(2);
-const DEFAULT_OVERLAP: Duration = Duration::from_secs(30);
+const DEFAULT_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
 const DEFAULT_MAX_WAITING: usize = 1024;
 const DEFAULT_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -56,25 +57,37 @@ pub(crate) struct Policy {
 #[derive(Debug)]
 struct LayerState {
     places: Semaphore,
-    /// The last credential for whose successor a request has waited in full without getting one, and when that was.
-    futile_wait: Mutex<Option<(Generation, Instant)>>,
+    /// The last wait of each reason that brought no newer credential.
+    futile_waits: Mutex<BTreeMap<&'static str, FutileWait>>,
     last_forbidden: Mutex<Option<Instant>>,
     refusals: events::Refusals,
 }
+
+/// A request has waited in full for a newer credential than this one, without getting one.
+#[derive(Debug)]
+struct FutileWait {
+    generation: Generation,
+    /// The evidence for it.
+    mark: Mark,
+    at: Instant,
+}
+
+/// The credentials that a request was refused with, and the evidence for each right after that.
+pub(crate) type Tried = Vec<(Snapshot, Mark)>;
 
 /// What was found out about a refused attempt.
 pub(crate) struct Examined<R: Body> {
     pub(crate) response: Response<PeekedBody<R>>,
     pub(crate) parts: RefusalParts,
+    pub(crate) tried: Tried,
     /// With what to send the request again, if at all.
-    pub(crate) replay: Option<ReplayWith>,
+    pub(crate) replay: Option<Replay>,
 }
 
-pub(crate) enum ReplayWith {
-    /// The store's current credential.
-    Current,
-    /// The one before it.
-    Previous(Snapshot),
+/// Another credential for a request.
+pub(crate) struct Replay {
+    pub(super) snapshot: Snapshot,
+    pub(super) other: Other,
 }
 
 impl Policy {
@@ -103,6 +116,12 @@ impl Policy {
         }
     }
 
+    /// The newest credential, if it is time for a request that may carry it to try it: see
+    /// [`take_try`](CredentialStore::take_try).
+    pub(super) fn take_try(&self, if_any: impl FnOnce() -> bool) -> Option<Snapshot> {
+        self.store.as_ref()?.take_try(if_any)
+    }
+
     /// Whether no other attempt follows a response with this status, whatever its body says.
     pub(super) fn is_final(&self, status: StatusCode) -> bool {
         rule::is_final(status, self.reload_on_forbidden)
@@ -116,13 +135,12 @@ impl Policy {
         tokio::time::sleep(wait).await;
     }
 
-    /// Reads a refusal, and finds out what follows from it. `newest` is the newest credential that the request was
-    /// refused with, this time or earlier.
+    /// Reads a refusal, and finds out what follows from it.
     pub(super) async fn examine<R: Body, M: Mode>(
         self: Arc<Self>,
         response: Response<R>,
         sent_with: Stamp,
-        newest: Stamp,
+        mut tried: Tried,
         replayable: bool,
         replayed: Replayed,
     ) -> Examined<R> {
@@ -133,45 +151,50 @@ impl Policy {
         }
         let start = body.start();
         let said = classify(head.status, &head.headers, &start, Some(sent_with.credential()));
+        if let Some((store, snapshot)) = self.ours(&sent_with) {
+            tried.push((snapshot.clone(), store.note_refused(snapshot, said.reason)));
+        }
+        let newest = newest(&tried).map(|(snapshot, _)| snapshot);
         // If the previous credential was refused as well, report the newest one. Otherwise report the credential that
         // this attempt was sent with.
         let refused_by_fal = head.status == StatusCode::UNAUTHORIZED && said.reason != Reason::Application;
-        let reported = if refused_by_fal { &newest } else { &sent_with };
+        let reported = newest.filter(|_| refused_by_fal).or_else(|| sent_with.snapshot());
         let mut parts = RefusalParts {
             status: head.status,
             reason: said.reason,
             detail: said.detail,
             error_type: said.error_type,
             request_id: said.request_id,
-            key_id: reported.key_id().cloned(),
-            generation: reported.generation(),
-            newest: newest.generation(),
-            source: Arc::clone(reported.source_arc()),
+            key_id: reported.map_or_else(|| sent_with.key_id(), |snapshot| snapshot.credential().key_id()).cloned(),
+            generation: reported.map(Snapshot::generation),
+            newest: newest.map(Snapshot::generation),
+            source: reported.map_or_else(|| sent_with.source().into(), |snapshot| Arc::clone(snapshot.source_arc())),
             headers: head.headers.clone(),
             body: start,
             replayable,
             replayed,
             reload: None,
         };
-        let replay = self.respond(&mut parts, sent_with.generation()).await;
-        Examined { response: Response::from_parts(head, PeekedBody::peeked(body)), parts, replay }
+        let replay = self.respond(&mut parts, &tried).await;
+        Examined { response: Response::from_parts(head, PeekedBody::peeked(body)), parts, tried, replay }
     }
 
-    /// Tells the store, follows the rule, and tells the operator.
-    async fn respond(&self, parts: &mut RefusalParts, sent_with: Option<Generation>) -> Option<ReplayWith> {
-        if let (Some(store), Some(generation)) = (&self.store, sent_with) {
-            store.note_refused(generation, parts.reason);
-        }
-        let (outcome, previous) = match (&self.store, parts.newest) {
-            (Some(store), Some(newest)) => self.follow_rule(parts, store, newest).await,
-            _ => (Outcome::Refused, None),
+    /// The store and its credential, if the request was sent with one of this policy's store.
+    fn ours<'a>(&'a self, sent_with: &'a Stamp) -> Option<(&'a CredentialStore, &'a Snapshot)> {
+        self.store.as_ref().zip(sent_with.snapshot()).filter(|(store, snapshot)| store.issued(snapshot))
+    }
+
+    /// Follows the rule, and tells the operator.
+    async fn respond(&self, parts: &mut RefusalParts, tried: &Tried) -> Option<Replay> {
+        let (outcome, replay) = match self.store.as_ref().zip(newest(tried)) {
+            Some((store, newest)) => self.follow_rule(parts, store, tried, newest).await,
+            None => (Outcome::Refused, None),
         };
-        let store = parts.generation.and(self.store.as_ref()).map(CredentialStore::name);
+        let store = parts.newest.and(self.store.as_ref()).map(CredentialStore::name);
         self.shared.refusals.tell(parts, outcome.as_str(), store);
         match outcome {
             Outcome::Refused | Outcome::RefusedAndReloaded => None,
-            Outcome::Replayed => Some(ReplayWith::Current),
-            Outcome::ReplayedWithPrevious => previous.map(ReplayWith::Previous),
+            Outcome::Replayed | Outcome::ReplayedWithPrevious => replay,
         }
     }
 
@@ -179,9 +202,10 @@ impl Policy {
         &self,
         parts: &mut RefusalParts,
         store: &CredentialStore,
-        newest: Generation,
-    ) -> (Outcome, Option<Snapshot>) {
-        let (decision, previous) = self.decide(parts, store);
+        tried: &Tried,
+        newest: &(Snapshot, Mark),
+    ) -> (Outcome, Option<Replay>) {
+        let (decision, replay) = self.decide(parts, store, tried);
         let asks = matches!(decision, Decision::Reload | Decision::Done(Outcome::RefusedAndReloaded));
         if asks && parts.status == StatusCode::FORBIDDEN && !self.shared.take_forbidden_reload() {
             return (Outcome::Refused, None);
@@ -189,23 +213,21 @@ impl Policy {
         match decision {
             Decision::Done(outcome) => {
                 if outcome == Outcome::RefusedAndReloaded {
-                    store.ask_past(newest);
+                    store.ask_past(newest.0.generation());
                 }
-                (outcome, previous)
+                (outcome, replay)
             }
             Decision::Reload => {
-                parts.reload = self.wait_for_newer(parts, store, newest).await;
-                let (decision, previous) = self.decide(parts, store);
-                (decision.after_reload(), previous)
+                parts.reload = self.wait_for_newer(parts, store, tried, newest).await;
+                let (decision, replay) = self.decide(parts, store, tried);
+                (decision.after_reload(), replay)
             }
         }
     }
 
-    fn decide(&self, parts: &RefusalParts, store: &CredentialStore) -> (Decision, Option<Snapshot>) {
-        let previous = store.previous(self.overlap);
-        let available =
-            Available { current: store.generation(), previous: previous.as_ref().map(Snapshot::generation) };
-        (rule::decide(parts, available, self.reload_on_forbidden), previous)
+    fn decide(&self, parts: &RefusalParts, store: &CredentialStore, tried: &Tried) -> (Decision, Option<Replay>) {
+        let replay = other(store.candidates(self.overlap), tried);
+        (rule::decide(parts, replay.as_ref().map(|replay| replay.other), self.reload_on_forbidden), replay)
     }
 
     /// Has the store reload, and waits for a newer credential. Returns what went wrong with the reload, if anything
@@ -214,41 +236,79 @@ impl Policy {
         &self,
         parts: &RefusalParts,
         store: &CredentialStore,
-        newest: Generation,
+        tried: &Tried,
+        newest: &(Snapshot, Mark),
     ) -> Option<ReloadError> {
+        let generation = newest.0.generation();
         let Ok(_place) = self.shared.places.try_acquire() else {
-            store.ask_past(newest);
+            store.ask_past(generation);
             return None;
         };
         // Keys are often revoked before their successor is in place, so wait even if the source still returns the old
         // one. If one full wait brought nothing, later requests skip it.
-        let waits = parts.status == StatusCode::UNAUTHORIZED && !self.shared.is_wait_futile(newest);
+        let waits = parts.status == StatusCode::UNAUTHORIZED && !self.shared.is_wait_futile(parts.reason, newest);
         let wait_for = if waits { WaitFor::Newer } else { WaitFor::OneAnswer };
-        let waited = store.wait_past(newest, wait_for, self.reload_wait).await;
-        if waited.timed_out && waits && matches!(parts.reason, Reason::UnknownCredential | Reason::Unknown) {
-            self.shared.note_futile_wait(newest);
+        let waited = store.wait_past(generation, tried, wait_for, self.reload_wait).await;
+        if waited.timed_out && waits {
+            self.shared.note_futile_wait(parts.reason, newest);
         }
         waited.error
     }
+}
+
+/// The newest of the credentials that a request was refused with.
+fn newest(tried: &Tried) -> Option<&(Snapshot, Mark)> {
+    tried.iter().max_by_key(|(snapshot, _)| snapshot.generation())
+}
+
+/// Which of the candidates a request may be sent with next. Not with one of the same value as one that was refused,
+/// unless fal has come to accept it since.
+fn other(candidates: [Option<Snapshot>; 2], tried: &Tried) -> Option<Replay> {
+    let ((newest, mark), (last, last_mark)) = (newest(tried)?, tried.last()?);
+    let was_tried = |candidate: &Snapshot| {
+        tried.iter().any(|(snapshot, _)| snapshot.credential().same_value(candidate.credential()))
+    };
+    let mut candidates = candidates.into_iter().flatten();
+    if let Some(snapshot) = candidates.clone().find(|candidate| !was_tried(candidate)) {
+        let is_newer = snapshot.generation() > newest.generation();
+        return Some(Replay { snapshot, other: if is_newer { Other::Newer } else { Other::Previous } });
+    }
+    // The newest one was accepted since it was refused. Or the previous one was refused after it: then fal has
+    // switched from one to the other between the two attempts.
+    let is_accepted_by_now = !mark.was_ever_accepted() && newest.mark().is_accepted();
+    let fal_has_switched =
+        last.generation() < newest.generation() && last_mark.was_ever_accepted() && !mark.was_ever_accepted();
+    if !is_accepted_by_now && !fal_has_switched {
+        return None;
+    }
+    let snapshot = candidates.find(|candidate| candidate.generation() == newest.generation())?;
+    Some(Replay { snapshot, other: Other::Again })
 }
 
 impl LayerState {
     fn new(places: usize) -> Self {
         Self {
             places: Semaphore::new(places.min(Semaphore::MAX_PERMITS)),
-            futile_wait: Mutex::default(),
+            futile_waits: Mutex::default(),
             last_forbidden: Mutex::default(),
             refusals: events::Refusals::default(),
         }
     }
 
-    fn is_wait_futile(&self, generation: Generation) -> bool {
-        let futile = *self.futile_wait.lock().unwrap_or_else(PoisonError::into_inner);
-        futile.is_some_and(|(of, at)| of >= generation && at.elapsed() < FUTILE_WAIT_STANDS)
+    fn is_wait_futile(&self, reason: Reason, newest: &(Snapshot, Mark)) -> bool {
+        let (generation, mark) = (newest.0.generation(), newest.1);
+        let futile_waits = self.futile_waits.lock().unwrap_or_else(PoisonError::into_inner);
+        futile_waits.get(reason.as_str()).is_some_and(|futile| {
+            // If it was accepted since, that wait says nothing about this refusal.
+            let still_holds =
+                futile.generation > generation || (futile.generation == generation && futile.mark == mark);
+            still_holds && futile.at.elapsed() < FUTILE_WAIT_STANDS
+        })
     }
 
-    fn note_futile_wait(&self, generation: Generation) {
-        *self.futile_wait.lock().unwrap_or_else(PoisonError::into_inner) = Some((generation, Instant::now()));
+    fn note_futile_wait(&self, reason: Reason, newest: &(Snapshot, Mark)) {
+        let futile = FutileWait { generation: newest.0.generation(), mark: newest.1, at: Instant::now() };
+        self.futile_waits.lock().unwrap_or_else(PoisonError::into_inner).insert(reason.as_str(), futile);
     }
 
     /// Whether a 403 may ask the source now. If so, the next one may not for a while.

@@ -2,17 +2,17 @@
 
 use http::StatusCode;
 
-use crate::{
-    error::{Reason, RefusalParts, Replayed},
-    generation::Generation,
-};
+use crate::error::{Reason, RefusalParts};
 
-/// What the store has at this moment.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Available {
-    pub(super) current: Generation,
-    /// The previous credential, while it may still be tried: see [`overlap`](super::FalRetryLayer::overlap).
-    pub(super) previous: Option<Generation>,
+/// Which other credential the store has for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Other {
+    /// One that is newer than all that the request was sent with.
+    Newer,
+    /// The previous one: fal may not accept the newest one yet.
+    Previous,
+    /// One that was refused, while fal has come to accept it since.
+    Again,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub(super) enum Outcome {
     Refused,
     /// The caller gets the refusal, and the store looks for a newer credential for later requests.
     RefusedAndReloaded,
-    /// The request is sent again with the store's current credential.
+    /// The request is sent again with another credential, not the previous one.
     Replayed,
     /// The request is sent again with the store's previous credential.
     ReplayedWithPrevious,
@@ -66,12 +66,11 @@ pub(super) fn is_final(status: StatusCode, reload_on_forbidden: bool) -> bool {
     }
 }
 
-/// A request is sent again only if its key may be at fault, only with another key, and at most once with a newer and
-/// once with the previous one.
-pub(super) fn decide(refused: &RefusalParts, store: Available, reload_on_forbidden: bool) -> Decision {
-    // A credential that the request brought itself is not ours to renew.
-    let Some(newest) = refused.newest else { return Decision::Done(Outcome::Refused) };
-    let key_may_be_at_fault = match (refused.status, refused.reason) {
+/// A request is sent again only if its key may be at fault, only with another key (or one that fal has come to accept
+/// since), and at most once with each kind of these.
+pub(super) fn decide(refused: &RefusalParts, other: Option<Other>, reload_on_forbidden: bool) -> Decision {
+    let (status, reason, replayed) = (refused.status, refused.reason, refused.replayed);
+    let may_be_cured = match (status, reason) {
         // The application behind fal ran, and would run and bill again.
         (_, Reason::Application) => false,
         (StatusCode::UNAUTHORIZED, _) => true,
@@ -79,31 +78,41 @@ pub(super) fn decide(refused: &RefusalParts, store: Available, reload_on_forbidd
         (_, Reason::AccountLocked(_)) => false,
         (status, _) => !is_final(status, reload_on_forbidden),
     };
-    if !key_may_be_at_fault {
+    // A credential that the request brought itself, or that another store issued, is not ours to renew.
+    if !may_be_cured || refused.newest.is_none() {
         return Decision::Done(Outcome::Refused);
     }
-    let has_newer = store.current > newest;
-    if refused.replayed == Replayed::WithNewer || !refused.replayable {
-        return Decision::Done(if has_newer { Outcome::Refused } else { Outcome::RefusedAndReloaded });
+    let is_unknown = status == StatusCode::UNAUTHORIZED && reason.is_cured_by_another_key();
+    match other {
+        _ if !refused.replayable => {}
+        Some(Other::Newer) if !replayed.with_newer => return Decision::Done(Outcome::Replayed),
+        Some(Other::Previous) if !replayed.with_previous && is_unknown => {
+            return Decision::Done(Outcome::ReplayedWithPrevious);
+        }
+        Some(Other::Again) if !replayed.again && reason == Reason::UnknownCredential => {
+            return Decision::Done(Outcome::Replayed);
+        }
+        _ => {}
     }
-    let may_use_previous = refused.status == StatusCode::UNAUTHORIZED && refused.replayed == Replayed::Not;
-    if has_newer {
-        // The credential was rotated while the request was on its way.
-        Decision::Done(Outcome::Replayed)
-    } else if may_use_previous && store.previous.is_some() {
-        // fal may not know the current key yet.
-        Decision::Done(Outcome::ReplayedWithPrevious)
-    } else {
+    // What another key does not cure costs no load and no wait: it may be about one application only.
+    if status == StatusCode::UNAUTHORIZED && !is_unknown {
+        Decision::Done(Outcome::Refused)
+    } else if refused.replayable && !replayed.with_newer {
         Decision::Reload
+    } else if other == Some(Other::Newer) {
+        Decision::Done(Outcome::Refused)
+    } else {
+        Decision::Done(Outcome::RefusedAndReloaded)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::LockReason;
-
-    const SAME: Available = Available { current: Generation::FIRST, previous: None };
+    use crate::{
+        error::{LockReason, Replayed},
+        generation::Generation,
+    };
 
     fn refused(status: StatusCode, reason: Reason) -> RefusalParts {
         RefusalParts {
@@ -115,62 +124,50 @@ mod tests {
 
     #[test]
     fn the_401_rule_as_a_table() {
-        let newer = Available { current: Generation::FIRST.next(), ..SAME };
-        let overlapping = Available { previous: Some(Generation::FIRST), ..SAME };
         let unauthorized = |reason| refused(StatusCode::UNAUTHORIZED, reason);
         let unknown_key = || unauthorized(Reason::UnknownCredential);
-        let own = || RefusalParts { newest: None, ..unknown_key() };
-        let replayed = || RefusalParts { replayed: Replayed::WithNewer, ..unknown_key() };
-        let went_back = || RefusalParts { replayed: Replayed::WithPrevious, ..unknown_key() };
+        let after = |replayed| RefusalParts { replayed, ..unknown_key() };
+        let newer = || after(Replayed { with_newer: true, ..Replayed::default() });
+        let previous = || after(Replayed { with_previous: true, ..Replayed::default() });
+        let all = || after(Replayed { with_newer: true, with_previous: true, again: true });
+        let strangers = || RefusalParts { newest: None, ..unknown_key() };
         let streamed = || RefusalParts { replayable: false, ..unknown_key() };
 
         let refuse = Decision::Done(Outcome::Refused);
         let ask = Decision::Done(Outcome::RefusedAndReloaded);
         let replay = Decision::Done(Outcome::Replayed);
-        let previous = Decision::Done(Outcome::ReplayedWithPrevious);
+        let go_back = Decision::Done(Outcome::ReplayedWithPrevious);
+        let reload = Decision::Reload;
 
-        for (name, refused, store, decision) in [
-            ("the same key", unknown_key(), SAME, Decision::Reload),
-            ("a newer key", unknown_key(), newer, replay),
-            ("a key that fal may not know yet", unknown_key(), overlapping, previous),
-            (
-                "a newer key and a previous one",
-                unknown_key(),
-                Available { current: newer.current, ..overlapping },
-                replay,
-            ),
-            ("an unknown 401", unauthorized(Reason::Unknown), SAME, Decision::Reload),
-            ("a missing credential", unauthorized(Reason::MissingCredential), SAME, Decision::Reload),
-            ("a malformed credential", unauthorized(Reason::MalformedCredential), SAME, Decision::Reload),
-            ("a wrong scheme", unauthorized(Reason::WrongScheme), SAME, Decision::Reload),
-            ("the application's 401", unauthorized(Reason::Application), SAME, refuse),
-            ("the application's 401, a newer key", unauthorized(Reason::Application), newer, refuse),
-            ("its own key", own(), SAME, refuse),
-            ("its own key, a newer one here", own(), newer, refuse),
-            ("the second 401", replayed(), SAME, ask),
-            ("the second 401, a newer key", replayed(), newer, refuse),
-            ("the second 401, a previous key", replayed(), overlapping, ask),
-            ("the previous key is refused as well", went_back(), SAME, Decision::Reload),
-            ("the previous key is refused as well, a newer one", went_back(), newer, replay),
-            ("the previous key is refused as well, another one", went_back(), overlapping, Decision::Reload),
-            ("a body that is gone", streamed(), SAME, ask),
-            ("a body that is gone, a newer key", streamed(), newer, refuse),
-            ("another status", refused(StatusCode::IM_A_TEAPOT, Reason::UnknownCredential), newer, refuse),
+        // What follows if the store has no other credential, a newer one, a previous one, the refused one again.
+        for (name, refused, decisions) in [
+            ("an unknown key", unknown_key(), [reload, replay, go_back, replay]),
+            ("an unknown 401", unauthorized(Reason::Unknown), [reload, replay, go_back, reload]),
+            ("a missing credential", unauthorized(Reason::MissingCredential), [refuse, replay, refuse, refuse]),
+            ("a malformed credential", unauthorized(Reason::MalformedCredential), [refuse, replay, refuse, refuse]),
+            ("a wrong scheme", unauthorized(Reason::WrongScheme), [refuse, replay, refuse, refuse]),
+            ("the application's 401", unauthorized(Reason::Application), [refuse; 4]),
+            ("its own key, or a stranger's", strangers(), [refuse; 4]),
+            ("replayed with a newer key", newer(), [ask, refuse, go_back, replay]),
+            ("replayed with the previous key", previous(), [reload, replay, reload, replay]),
+            ("replayed with all", all(), [ask, refuse, ask, ask]),
+            ("a body that is gone", streamed(), [ask, refuse, ask, ask]),
+            ("another status", refused(StatusCode::IM_A_TEAPOT, Reason::UnknownCredential), [refuse; 4]),
         ] {
-            assert_eq!(decide(&refused, store, false), decision, "{name}");
+            let others = [None, Some(Other::Newer), Some(Other::Previous), Some(Other::Again)];
+            assert_eq!(others.map(|other| decide(&refused, other, false)), decisions, "{name}");
         }
 
-        let forbidden = |reason| refused(StatusCode::FORBIDDEN, reason);
         let locked = Reason::AccountLocked(LockReason::ExhaustedBalance);
-        for (name, reason, store, decision, if_it_may_reload) in [
-            ("a 403", Reason::InsufficientPermissions, SAME, refuse, Decision::Reload),
-            ("a 403, a newer key", Reason::InsufficientPermissions, newer, refuse, replay),
-            ("a 403, a previous key", Reason::InsufficientPermissions, overlapping, refuse, Decision::Reload),
-            ("a locked account", locked, SAME, refuse, refuse),
-            ("the application's 403", Reason::Application, SAME, refuse, refuse),
+        for (name, reason, decisions) in [
+            ("a 403", Reason::InsufficientPermissions, [reload, replay, reload, reload]),
+            ("a locked account", locked, [refuse; 4]),
+            ("the application's 403", Reason::Application, [refuse; 4]),
         ] {
-            assert_eq!(decide(&forbidden(reason), store, false), decision, "{name}");
-            assert_eq!(decide(&forbidden(reason), store, true), if_it_may_reload, "{name} that may reload");
+            let others = [None, Some(Other::Newer), Some(Other::Previous), Some(Other::Again)];
+            let forbidden = refused(StatusCode::FORBIDDEN, reason);
+            assert_eq!(others.map(|other| decide(&forbidden, other, true)), decisions, "{name} that may reload");
+            assert_eq!(others.map(|other| decide(&forbidden, other, false)), [refuse; 4], "{name}");
         }
     }
 

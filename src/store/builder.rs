@@ -152,7 +152,7 @@ impl CredentialStoreBuilder {
         let first = self.load_first(&source_name).await?;
 
         let (link, handles) = shared::link();
-        let shared = Arc::new(Shared::new(self.name, first, &source_name, Some(link), self.clock.clone()));
+        let shared = Shared::new(self.name, first, &source_name, Some(link), self.clock.clone());
         let driver = Driver {
             schedule: Schedule::new(self.refresh_before, driver::poll_interval(&self.source, false), self.clock),
             source: self.source,

@@ -1,7 +1,10 @@
 //! The state that the handles and the driver share, and the rules by which one credential follows another.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -9,7 +12,9 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     clock::Clock,
+    evidence::{Evidence, Mark, Witness},
     slot::{Slot, Snapshot},
+    standby::Standby,
     status::{DriverState, Status},
 };
 use crate::{
@@ -25,13 +30,21 @@ use crate::{
 const COOL_DOWN: Duration = Duration::from_secs(1);
 const LONGEST_COOL_DOWN: Duration = Duration::from_secs(60);
 
-/// The previous credential is never kept longer than this.
+/// A credential that was replaced is kept no longer than this, whatever a layer asks for.
 const LONGEST_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A credential that fal has accepted counts as refused if it is refused for this long without being accepted. One
+/// refusal alone may be an application's.
+const DOUBT_IS_CONFIRMED: Duration = Duration::from_secs(2);
 
 pub(super) struct Shared {
     slot: Slot,
     status: watch::Sender<Status>,
     writer: Mutex<Writer>,
+    /// Whether the newest credential is not in use, so that it is to be tried again from time to time.
+    has_tries: AtomicBool,
+    /// What makes evidence tell this store.
+    me: Weak<Self>,
     /// Absent in a store that never reloads. The driver ends when this is dropped together with the last handle.
     pub(super) driver: Option<DriverLink>,
     clock: Clock,
@@ -82,7 +95,6 @@ impl Finished {
 }
 
 /// The state that only one writer at a time may touch. It is locked for a few instructions, never across an await.
-#[derive(Default)]
 struct Writer {
     /// The credential that the source brought last. After a `replace` it is not the current one.
     last_loaded: Option<Credential>,
@@ -97,21 +109,37 @@ struct Writer {
     cool_down: Option<CoolDown>,
     /// The generation for which a load was last made during a cool-down, and when.
     last_chance: Option<(Generation, Instant)>,
-    /// When fal has last refused the current credential.
-    refused_at: Option<Instant>,
-    /// How long to keep the previous credential. Zero until a retry layer asks for more.
+    /// The newest credential, in use or not.
+    newest: Generation,
+    /// Since when the credential in use has been refused without being accepted.
+    doubted: Option<(Mark, Instant)>,
+    /// How long to keep the previous credential. Not at all, unless a layer asks for it.
     overlap: Duration,
-    previous: Option<Previous>,
+    standby: Standby,
 }
 
-/// The previous credential, for as long as fal may not know the current one yet.
-struct Previous {
-    snapshot: Snapshot,
-    replaced_at: Instant,
+impl Writer {
+    fn new(last_loaded: Option<Credential>) -> Self {
+        Self {
+            last_loaded,
+            last_change: 0,
+            loads_begun: 0,
+            loading: false,
+            current_when_asked: None,
+            load_is_for_refusal: false,
+            cool_down: None,
+            last_chance: None,
+            newest: Generation::FIRST,
+            doubted: None,
+            overlap: Duration::ZERO,
+            standby: Standby::Nothing,
+        }
+    }
 }
 
 struct CoolDown {
-    step: u32,
+    /// Which one in a row the next one is.
+    next_step: u32,
     until: Instant,
 }
 
@@ -142,20 +170,30 @@ impl Shared {
         source: &Arc<str>,
         driver: Option<DriverLink>,
         clock: Clock,
-    ) -> Self {
+    ) -> Arc<Self> {
         let state = if driver.is_some() { DriverState::Running } else { DriverState::Absent };
-        let snapshot = Snapshot::new(first.clone(), Generation::FIRST, source);
-        let shared = Self {
-            metrics: StoreMetrics::new(Arc::clone(&name)),
-            status: watch::Sender::new(Status::new(name, &snapshot, &clock, state)),
-            slot: Slot::new(snapshot),
-            // A store without a source should not keep a credential after it was replaced.
-            writer: Mutex::new(Writer { last_loaded: driver.is_some().then_some(first), ..Writer::default() }),
-            driver,
-            clock,
-        };
+        let shared = Arc::new_cyclic(|me: &Weak<Self>| {
+            let evidence = Arc::new(Evidence::new(me.clone()));
+            let snapshot = Snapshot::new(first.clone(), Generation::FIRST, source, evidence);
+            Self {
+                metrics: StoreMetrics::new(Arc::clone(&name)),
+                status: watch::Sender::new(Status::new(name, &snapshot, &clock, state)),
+                slot: Slot::new(snapshot),
+                // A store without a source should not keep a credential after it was replaced.
+                writer: Mutex::new(Writer::new(driver.is_some().then_some(first))),
+                has_tries: AtomicBool::new(false),
+                me: me.clone(),
+                driver,
+                clock,
+            }
+        });
         shared.show();
         shared
+    }
+
+    /// Whether this store has issued the snapshot.
+    pub(super) fn issued(&self, snapshot: &Snapshot) -> bool {
+        snapshot.evidence().is_of(std::ptr::from_ref(self).cast())
     }
 
     pub(super) fn name(&self) -> &Arc<str> {
@@ -165,6 +203,11 @@ impl Shared {
     #[inline]
     pub(super) fn load(&self) -> Snapshot {
         self.slot.load()
+    }
+
+    /// The newest credential, in use or not.
+    pub(super) fn newest(&self) -> Generation {
+        self.status.borrow().newest
     }
 
     pub(super) fn status(&self) -> &watch::Sender<Status> {
@@ -201,10 +244,10 @@ impl Shared {
     /// The last chance of a waiting request is a load even during a cool-down, but at most one a minute.
     pub(super) fn demand_past(&self, driver: &DriverLink, refused: Generation, last_chance: bool) -> Past {
         let mut writer = self.writer();
-        let current = self.slot.load().generation();
-        if current > refused {
-            return Past::Newer(current);
+        if writer.newest > refused {
+            return Past::Newer(writer.newest);
         }
+        let current = self.slot.load().generation();
         let last_chance_used =
             writer.last_chance.is_some_and(|(of, at)| of == current && at.elapsed() < LONGEST_COOL_DOWN);
         let ignore_cool_down = last_chance && !last_chance_used;
@@ -302,26 +345,62 @@ impl Shared {
         }
         let is_wanted = is_new || writer.current_when_asked == Some(current.generation());
         writer.last_loaded = Some(candidate.clone());
-        if !is_wanted || candidate.same_value(current.credential()) {
+        if !is_wanted {
+            return Ok(None);
+        }
+        if let Standby::Newest { snapshot, .. } = &writer.standby {
+            if snapshot.credential().same_value(&candidate) {
+                return Ok(None); // fal does not take it yet
+            }
+            if current.credential().same_value(&candidate) {
+                self.set_standby(writer, Standby::Nothing); // the source has taken the newest one back
+                return Ok(None);
+            }
+        }
+        if candidate.same_value(current.credential()) {
             return Ok(None);
         }
         Ok(Some(self.publish(writer, &current, candidate, source)))
     }
 
     fn publish(&self, writer: &mut Writer, current: &Snapshot, credential: Credential, source: &Arc<str>) -> Snapshot {
-        let next = Snapshot::new(credential, current.generation().next(), source);
-        writer.load_is_for_refusal = false; // the refusal was of the previous credential
-        // Do not go back to a credential that was refused. And without a driver, nothing would ever forget it.
-        let is_way_back =
-            writer.refused_at.take().is_none_or(|at| at.elapsed() >= writer.overlap) && self.driver.is_some();
-        writer.previous = (is_way_back && !writer.overlap.is_zero())
-            .then(|| Previous { snapshot: current.clone(), replaced_at: Instant::now() });
-        self.slot.publish(next.clone());
-        self.status.send_modify(|status| *status = status.rotated(&next));
+        let (standby, evidence) = match std::mem::take(&mut writer.standby) {
+            // The source has gone back to the previous credential. What is known of that stays known.
+            Standby::Previous { snapshot, .. } if snapshot.credential().same_value(&credential) => {
+                (Standby::Nothing, Arc::clone(snapshot.evidence()))
+            }
+            // Where no driver sees to it, a previous credential would be kept for ever.
+            _ if self.driver.is_none() || writer.overlap.is_zero() => (Standby::Nothing, self.no_evidence()),
+            standby => (standby.replaced(current, writer.doubted.is_some()), self.no_evidence()),
+        };
+        writer.newest = writer.newest.next();
+        let next = Snapshot::new(credential, writer.newest, source, evidence);
+        writer.load_is_for_refusal = false; // that was about the current one
+        self.set_standby(writer, standby);
+        self.use_snapshot(writer, &next);
         next
     }
 
-    /// Notes in the status how a load ended. Returns how many loads in a row had failed before it.
+    fn no_evidence(&self) -> Arc<Evidence> {
+        Arc::new(Evidence::new(self.me.clone()))
+    }
+
+    /// From now on requests are sent with this one.
+    fn use_snapshot(&self, writer: &mut Writer, next: &Snapshot) {
+        writer.doubted = None;
+        self.slot.publish(next.clone());
+        self.status.send_modify(|status| *status = status.rotated(next, writer.newest));
+    }
+
+    fn set_standby(&self, writer: &mut Writer, standby: Standby) {
+        if writer.standby.is_newest() && !standby.is_newest() {
+            self.status.send_modify(Status::nothing_pending);
+        }
+        self.has_tries.store(standby.is_newest(), Ordering::Relaxed);
+        writer.standby = standby;
+    }
+
+    /// Returns how many loads in a row had failed before.
     fn record<T>(&self, result: &Result<T, SourceError>) -> u32 {
         let mut failures = 0;
         self.status.send_if_modified(|status| {
@@ -341,45 +420,88 @@ impl Shared {
         writer.overlap = writer.overlap.max(overlap.min(LONGEST_OVERLAP));
     }
 
-    pub(super) fn previous(&self, overlap: Duration) -> Option<Snapshot> {
+    /// The credentials that a request may be sent with: the one in use, and the one beside it. A credential that fal
+    /// accepts comes first.
+    pub(super) fn candidates(&self, overlap: Duration) -> [Option<Snapshot>; 2] {
         let writer = self.writer();
-        let previous = writer.previous.as_ref().filter(|previous| previous.replaced_at.elapsed() < overlap)?;
-        Some(previous.snapshot.clone())
+        let (current, other) = (self.slot.load(), writer.standby.snapshot(overlap).cloned());
+        match other {
+            Some(other) if other.mark().is_accepted() && !current.mark().is_accepted() => [Some(other), Some(current)],
+            other => [Some(current), other],
+        }
     }
 
-    pub(super) fn note_refused(&self, generation: Generation, reason: Reason) {
+    /// The newest credential, if it is not in use, it is time to try it again, and `if_any` says that it may be.
+    #[inline]
+    pub(super) fn take_try(&self, if_any: impl FnOnce() -> bool) -> Option<Snapshot> {
+        let may_try = self.has_tries.load(Ordering::Relaxed) && if_any();
+        if may_try { self.writer().standby.take_try() } else { None }
+    }
+
+    /// fal, or an application behind it, has refused this credential. Returns the evidence as it stands now.
+    pub(super) fn note_refused(&self, refused: &Snapshot, reason: Reason) -> Mark {
         let mut writer = self.writer();
-        let is_current = self.slot.load().generation() == generation;
-        if is_current {
+        // Only this reason says that fal does not know the key. Any other 401, for one app that the key may not use,
+        // must take nothing from other requests.
+        let is_unknown = reason == Reason::UnknownCredential;
+        let mark = if is_unknown { refused.evidence().doubt() } else { refused.mark() };
+        let current = self.slot.load();
+        if current.generation() != refused.generation() {
+            return mark;
+        }
+        if is_unknown
+            && !mark.was_ever_accepted()
+            && let Standby::Previous { snapshot, .. } = &writer.standby
+        {
+            let previous = snapshot.clone();
+            self.set_standby(&mut writer, Standby::newest(current.clone()));
+            self.use_snapshot(&mut writer, &previous);
+            self.status.send_modify(|status| status.set_pending(&current));
+            drop(writer);
+            let (key_id, previous) = (current.credential().key_id(), previous.credential().key_id());
+            events::set_aside(current.source(), key_id, current.generation().get(), previous);
+            self.show();
+            return mark;
+        }
+        // What is being accepted elsewhere is refused by an application, or has just been revoked: time tells.
+        let counts = if mark.was_ever_accepted() {
+            is_unknown && self.is_doubt_confirmed(&mut writer, mark)
+        } else {
+            if is_unknown {
+                writer.doubted.get_or_insert((mark, Instant::now()));
+            }
+            true
+        };
+        if counts || matches!(reason, Reason::AccountLocked(_)) {
             self.status.send_if_modified(|status| status.note_refusal(reason));
         }
-        // Only an unknown key counts here. Any other 401, such as that of one private app, must not take the previous
-        // credential away from all other requests.
-        if reason != Reason::UnknownCredential {
-            return;
-        }
-        // While there is a previous credential, the current one may only be too new: fal does not know it yet.
-        if is_current && writer.previous.is_none() {
-            writer.refused_at = Some(Instant::now());
-        }
-        if writer.previous.as_ref().is_some_and(|previous| previous.snapshot.generation() == generation) {
-            writer.previous = None;
+        mark
+    }
+
+    fn is_doubt_confirmed(&self, writer: &mut Writer, mark: Mark) -> bool {
+        match writer.doubted {
+            Some((doubted, since)) if doubted == mark => since.elapsed() >= DOUBT_IS_CONFIRMED,
+            _ => {
+                writer.doubted = Some((mark, Instant::now()));
+                false
+            }
         }
     }
 
-    /// Forgets the previous credential if its time is over, else returns when that will be.
+    /// Forgets the previous credential if its time is over, else says when it will be.
     pub(super) fn forget_previous(&self) -> Option<Instant> {
         let mut writer = self.writer();
-        let until = writer.previous.as_ref()?.replaced_at + writer.overlap;
+        let Standby::Previous { since, .. } = &writer.standby else { return None };
+        let until = *since + writer.overlap;
         if until <= Instant::now() {
-            writer.previous = None;
+            self.set_standby(&mut writer, Standby::Nothing);
             return None;
         }
         Some(until)
     }
 
     pub(super) fn driver_ended(&self) {
-        self.writer().previous = None; // nothing would forget it later
+        self.set_standby(&mut self.writer(), Standby::Nothing); // nothing is left to forget it later
         self.status.send_modify(|status| status.driver = DriverState::Ended);
         events::driver_ended(self.load().source());
     }
@@ -388,13 +510,50 @@ impl Shared {
     fn show(&self) {
         self.metrics.show(|| {
             let status = self.status.borrow();
-            (status.key_id.clone(), status.loaded_at)
+            (status.key_id.clone(), status.loaded_at, status.accepted)
         });
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
         // A panic cannot leave the state half-changed.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Witness for Shared {
+    fn accepted(&self, generation: Generation) {
+        let mut writer = self.writer();
+        // A refusal before this one was no reason to ask the source less often.
+        if let Some(cool_down) = &mut writer.cool_down {
+            cool_down.next_step = 0;
+        }
+        writer.last_chance = None;
+        let current = self.slot.load();
+        let newest = match &writer.standby {
+            Standby::Newest { snapshot, .. } if snapshot.generation() == generation => Some(snapshot.clone()),
+            _ => None,
+        };
+        if newest.is_none() && current.generation() != generation {
+            // Who waits for it looks at its evidence.
+            self.status.send_modify(|_| {});
+            return;
+        }
+        writer.doubted = None;
+        let is_first = newest.is_some() || !self.status.borrow().accepted;
+        if let Some(newest) = &newest {
+            self.use_snapshot(&mut writer, newest);
+        }
+        if writer.newest == generation {
+            self.set_standby(&mut writer, Standby::Nothing);
+        }
+        self.status.send_modify(Status::note_accepted);
+        drop(writer);
+        newest.iter().for_each(announce);
+        if is_first {
+            let current = newest.as_ref().unwrap_or(&current);
+            events::accepted(current.source(), current.credential().key_id(), generation.get());
+        }
+        self.show();
     }
 }
 
@@ -408,9 +567,9 @@ fn cool_down(writer: &mut Writer) {
     let now = Instant::now();
     // A cool-down that ended long ago does not count any more.
     let recent = writer.cool_down.as_ref().filter(|last| now < last.until + LONGEST_COOL_DOWN);
-    let step = recent.map_or(0, |last| last.step.saturating_add(1));
+    let step = recent.map_or(0, |last| last.next_step);
     let wait = jittered(exponential(COOL_DOWN, step, LONGEST_COOL_DOWN));
-    writer.cool_down = Some(CoolDown { step, until: now + wait });
+    writer.cool_down = Some(CoolDown { next_step: step.saturating_add(1), until: now + wait });
 }
 
 fn want(driver: &DriverLink, load: u64) -> u64 {

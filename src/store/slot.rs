@@ -9,6 +9,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 
+use super::evidence::{Evidence, Mark};
 use crate::{credential::Credential, generation::Generation};
 
 /// A credential as the store held it at one moment: what one request is sent with.
@@ -26,13 +27,19 @@ struct Published {
     credential: Credential,
     generation: Generation,
     source: Arc<str>,
+    evidence: Arc<Evidence>,
 }
 
 impl Snapshot {
     /// `source` is where the credential was found, unless it says so itself.
-    pub(super) fn new(credential: Credential, generation: Generation, source: &Arc<str>) -> Self {
+    pub(super) fn new(
+        credential: Credential,
+        generation: Generation,
+        source: &Arc<str>,
+        evidence: Arc<Evidence>,
+    ) -> Self {
         let source = Arc::clone(credential.source_arc().unwrap_or(source));
-        Self { inner: Arc::new(Published { credential, generation, source }) }
+        Self { inner: Arc::new(Published { credential, generation, source, evidence }) }
     }
 
     /// The credential.
@@ -54,8 +61,27 @@ impl Snapshot {
         &self.inner.source
     }
 
+    /// The evidence for this credential as it stands now.
+    #[inline]
+    pub(crate) fn mark(&self) -> Mark {
+        self.inner.evidence.mark()
+    }
+
+    /// fal accepted a request with this credential, which was sent when the evidence stood at `sent`.
+    #[inline]
+    pub(crate) fn note_accepted(&self, sent: Mark) {
+        if !self.mark().is_accepted() {
+            self.inner.evidence.accept(self.generation(), sent);
+        }
+    }
+
+    pub(super) fn evidence(&self) -> &Arc<Evidence> {
+        &self.inner.evidence
+    }
+
     fn duplicate(&self) -> Self {
-        Self::new(self.credential().duplicate(), self.generation(), self.source_arc())
+        let evidence = Arc::clone(self.evidence());
+        Self::new(self.credential().duplicate(), self.generation(), self.source_arc(), evidence)
     }
 }
 
@@ -170,10 +196,10 @@ fn next_publication() -> u64 {
 mod tests {
     use std::collections::HashSet;
 
-    use super::*;
+    use super::{super::evidence::tests::of_no_store, *};
 
     fn snapshot(key: &str, generation: Generation) -> Snapshot {
-        Snapshot::new(Credential::key(key).unwrap(), generation, &"test".into())
+        Snapshot::new(Credential::key(key).unwrap(), generation, &"test".into(), of_no_store())
     }
 
     fn two() -> (Slot, Snapshot) {

@@ -12,7 +12,7 @@ use crate::{
     generation::Generation,
 };
 
-/// How long a store counts as refused after the last refusal. Successful requests are not reported to it.
+/// How long after the last refusal a store counts as refused, if no request is accepted before.
 const REFUSAL_STANDS: Duration = Duration::from_secs(60);
 
 /// What a store holds and whether its source answers, without the secret.
@@ -51,6 +51,8 @@ const REFUSAL_STANDS: Duration = Duration::from_secs(60);
 /// | `loaded_at`, `checked_at`, `expires_at` | whole seconds since 1970; `expires_at` may be `null` |
 /// | `last_error` | the error and its causes in one line, or `null` |
 /// | `driver` | the [name](DriverState::as_str) of its state |
+/// | `accepted` | whether fal has accepted the current credential |
+/// | `pending` | `{"generation", "key_id"}` of the newest credential while fal does not accept it yet, else `null` |
 ///
 /// The secret is not in it, but the key id and paths on this machine are: show it only to those who run the server.
 #[derive(Clone, Debug)]
@@ -78,6 +80,14 @@ pub struct Status {
     pub consecutive_failures: u32,
     /// Whether the credential is kept current.
     pub driver: DriverState,
+    /// Whether fal has accepted the current credential: a request that carried it had an answer that only an accepted
+    /// credential gets. It stays `true` when a later request is refused.
+    pub accepted: bool,
+    /// The newest credential, while fal does not accept it yet and requests are sent with the previous one: see
+    /// [`PendingCredential`].
+    pub pending: Option<PendingCredential>,
+    /// The newest of the store's credentials, in use or not.
+    pub(super) newest: Generation,
     /// The last refusal of the current credential.
     refused: Option<LastRefusal>,
     /// The last time that its account was locked.
@@ -108,7 +118,7 @@ impl Status {
         let found = [
             (!self.is_ready()).then_some(Degraded::Expired),
             (self.consecutive_failures > 0).then_some(Degraded::ReloadFailing),
-            stands(self.refused).then_some(Degraded::Refused),
+            (stands(self.refused) || self.pending.is_some()).then_some(Degraded::Refused),
             stands(self.locked).then_some(Degraded::AccountLocked),
             (self.driver == DriverState::Ended).then_some(Degraded::DriverEnded),
         ];
@@ -140,15 +150,19 @@ impl Status {
             last_error: None,
             consecutive_failures: 0,
             driver,
+            accepted: snapshot.mark().was_ever_accepted(),
+            pending: None,
+            newest: snapshot.generation(),
             refused: None,
             locked: None,
             clock: clock.clone(),
         }
     }
 
-    /// The same store with its next credential.
-    pub(super) fn rotated(&self, next: &Snapshot) -> Self {
+    /// The same store with another credential in use.
+    pub(super) fn rotated(&self, next: &Snapshot, newest: Generation) -> Self {
         Self {
+            newest,
             last_error: self.last_error.clone(),
             consecutive_failures: self.consecutive_failures,
             checked_at: self.checked_at,
@@ -158,8 +172,32 @@ impl Status {
         }
     }
 
-    /// Notes that fal has refused the current credential. Returns whether that changes what is degraded, as there may
-    /// be thousands of refusals a second.
+    /// The current credential was accepted, for the first time or since it was refused.
+    pub(super) fn note_accepted(&mut self) {
+        self.accepted = true;
+        self.refused = None;
+    }
+
+    /// fal has refused the newest credential before it ever accepted it, and another one is in use again.
+    pub(super) fn set_pending(&mut self, newest: &Snapshot) {
+        let credential = newest.credential();
+        self.pending = Some(PendingCredential {
+            generation: newest.generation(),
+            source: Arc::clone(newest.source_arc()),
+            scheme: credential.scheme(),
+            key_id: credential.key_id().cloned(),
+            refused_at: self.clock.now(),
+        });
+    }
+
+    /// The newest credential is in use, or is gone.
+    pub(super) fn nothing_pending(&mut self) {
+        self.pending = None;
+    }
+
+    /// Notes that fal has refused the current credential. Returns whether that changes what is degraded.
+    ///
+    /// There may be thousands of refusals a second.
     pub(super) fn note_refusal(&mut self, reason: Reason) -> bool {
         let last = match reason {
             Reason::UnknownCredential
@@ -195,6 +233,11 @@ impl Serialize for Status {
             last_error: self.last_error.as_ref().map(|error| report(error)),
             consecutive_failures: self.consecutive_failures,
             driver: self.driver.as_str(),
+            accepted: self.accepted,
+            pending: self.pending.as_ref().map(|pending| PendingBody {
+                generation: pending.generation.get(),
+                key_id: pending.key_id.as_ref().map(KeyId::as_str),
+            }),
         };
         body.serialize(serializer)
     }
@@ -216,6 +259,35 @@ struct Body<'a> {
     last_error: Option<String>,
     consecutive_failures: u32,
     driver: &'static str,
+    accepted: bool,
+    pending: Option<PendingBody<'a>>,
+}
+
+/// A [`PendingCredential`] as it is serialised.
+#[derive(Serialize)]
+struct PendingBody<'a> {
+    generation: u64,
+    key_id: Option<&'a str>,
+}
+
+/// The newest credential of a store, while fal does not accept it yet.
+///
+/// fal refused it before it ever accepted it: it was rotated too early, is mistyped, or is no key. So requests are sent
+/// with the previous credential again, and this one is tried from time to time, by single requests that can be sent
+/// again with the other. Once fal accepts it, it becomes the current one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PendingCredential {
+    /// Which of the store's credentials it is.
+    pub generation: Generation,
+    /// Where it was found.
+    pub source: Arc<str>,
+    /// Whether it is a key or a login's token.
+    pub scheme: Scheme,
+    /// The public half of a key.
+    pub key_id: Option<KeyId>,
+    /// When fal refused it first.
+    pub refused_at: SystemTime,
 }
 
 /// A problem of a store, in the order in which [`Status::degraded`] lists them.

@@ -352,7 +352,7 @@ fn a_status_as_json_in_each_state() {
         let (store, brings, clock) = observed(Credential::key("first:secret").unwrap()).await;
         assert_eq!(
             json(&store),
-            r#"{"ready":true,"degraded":[],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":null,"consecutive_failures":0,"driver":"running"}"#
+            r#"{"ready":true,"degraded":[],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":null,"consecutive_failures":0,"driver":"running","accepted":false,"pending":null}"#
         );
 
         clock.forward(10);
@@ -362,14 +362,14 @@ fn a_status_as_json_in_each_state() {
         }
         assert_eq!(
             json(&store),
-            r#"{"ready":true,"degraded":["reload_failing"],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":"vault: has no credential any more","consecutive_failures":2,"driver":"running"}"#
+            r#"{"ready":true,"degraded":["reload_failing"],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":"vault: has no credential any more","consecutive_failures":2,"driver":"running","accepted":false,"pending":null}"#
         );
 
-        store.note_refused(store.generation(), Reason::UnknownCredential);
-        store.note_refused(store.generation(), Reason::AccountLocked(LockReason::TopUp));
+        store.note_refused(&store.load(), Reason::UnknownCredential);
+        store.note_refused(&store.load(), Reason::AccountLocked(LockReason::TopUp));
         assert_eq!(
             json(&store),
-            r#"{"ready":true,"degraded":["reload_failing","refused","account_locked"],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":"vault: has no credential any more","consecutive_failures":2,"driver":"running"}"#
+            r#"{"ready":true,"degraded":["reload_failing","refused","account_locked"],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":"vault: has no credential any more","consecutive_failures":2,"driver":"running","accepted":false,"pending":null}"#
         );
 
         clock.forward(90);
@@ -377,14 +377,14 @@ fn a_status_as_json_in_each_state() {
         store.reload().await.unwrap();
         assert_eq!(
             json(&store),
-            r#"{"ready":true,"degraded":[],"store":"house","generation":2,"source":"vault","scheme":"Bearer","key_id":null,"loaded_at":1800000100,"checked_at":1800000100,"expires_at":1800003700,"last_error":null,"consecutive_failures":0,"driver":"running"}"#
+            r#"{"ready":true,"degraded":[],"store":"house","generation":2,"source":"vault","scheme":"Bearer","key_id":null,"loaded_at":1800000100,"checked_at":1800000100,"expires_at":1800003700,"last_error":null,"consecutive_failures":0,"driver":"running","accepted":false,"pending":null}"#
         );
         clock.set(StoppedClock::START + 3699);
         assert!(store.status().is_ready());
         clock.forward(1);
         assert_eq!(
             json(&store),
-            r#"{"ready":false,"degraded":["expired"],"store":"house","generation":2,"source":"vault","scheme":"Bearer","key_id":null,"loaded_at":1800000100,"checked_at":1800000100,"expires_at":1800003700,"last_error":null,"consecutive_failures":0,"driver":"running"}"#
+            r#"{"ready":false,"degraded":["expired"],"store":"house","generation":2,"source":"vault","scheme":"Bearer","key_id":null,"loaded_at":1800000100,"checked_at":1800000100,"expires_at":1800003700,"last_error":null,"consecutive_failures":0,"driver":"running","accepted":false,"pending":null}"#
         );
         store.replace(Credential::key("second:secret").unwrap());
         store
@@ -392,7 +392,7 @@ fn a_status_as_json_in_each_state() {
     drop(runtime);
     assert_eq!(
         json(&store),
-        r#"{"ready":true,"degraded":["driver_ended"],"store":"house","generation":3,"source":"replaced","scheme":"Key","key_id":"second","loaded_at":1800003700,"checked_at":1800000100,"expires_at":null,"last_error":null,"consecutive_failures":0,"driver":"ended"}"#
+        r#"{"ready":true,"degraded":["driver_ended"],"store":"house","generation":3,"source":"replaced","scheme":"Key","key_id":"second","loaded_at":1800003700,"checked_at":1800000100,"expires_at":null,"last_error":null,"consecutive_failures":0,"driver":"ended","accepted":false,"pending":null}"#
     );
 }
 
@@ -400,10 +400,10 @@ fn a_status_as_json_in_each_state() {
 async fn a_refusal_stands_for_a_minute_and_for_its_own_credential() {
     let (store, _, clock) = observed(Credential::key("first:secret").unwrap()).await;
     let degraded = || store.status().degraded().collect::<Vec<_>>();
-    let first = store.generation();
-    store.note_refused(first, Reason::WrongScheme);
+    let first = store.load();
+    store.note_refused(&first, Reason::WrongScheme);
     clock.forward(59);
-    store.note_refused(first, Reason::MissingCredential);
+    store.note_refused(&first, Reason::MissingCredential);
     clock.forward(59);
     assert_eq!(degraded(), [Degraded::Refused]);
     let last = store.status().last_refusal().unwrap();
@@ -413,24 +413,24 @@ async fn a_refusal_stands_for_a_minute_and_for_its_own_credential() {
 
     // One that is about a single app says nothing about the credential.
     for reason in [Reason::Application, Reason::Unknown, Reason::AccessDenied, Reason::InsufficientPermissions] {
-        store.note_refused(first, reason);
+        store.note_refused(&first, reason);
     }
     assert_eq!(degraded(), []);
 
     // A rotation ends a refusal, and not a lock: that is the account's.
-    store.note_refused(first, Reason::UnknownCredential);
-    store.note_refused(first, Reason::AccountLocked(LockReason::ExhaustedBalance));
+    store.note_refused(&first, Reason::UnknownCredential);
+    store.note_refused(&first, Reason::AccountLocked(LockReason::ExhaustedBalance));
     assert_eq!(degraded(), [Degraded::Refused, Degraded::AccountLocked]);
     store.replace(Credential::key("second:secret").unwrap());
     assert_eq!(degraded(), [Degraded::AccountLocked]);
     // What comes late, for the one before, says nothing any more.
-    store.note_refused(first, Reason::MalformedCredential);
+    store.note_refused(&first, Reason::MalformedCredential);
     assert_eq!(degraded(), [Degraded::AccountLocked]);
     clock.forward(60);
     assert_eq!(degraded(), []);
 
     // A clock that is set back does not make it stand for ever.
-    store.note_refused(store.generation(), Reason::MalformedCredential);
+    store.note_refused(&store.load(), Reason::MalformedCredential);
     clock.set(StoppedClock::START - 3600);
     assert_eq!(degraded(), []);
 }
@@ -447,19 +447,19 @@ async fn a_refusal_wakes_subscribers_only_when_degraded_changes() {
     let (unknown, missing) = (Reason::UnknownCredential, Reason::MissingCredential);
     let locked = Reason::AccountLocked(LockReason::Admin);
     for (reason, wakes) in [(unknown, true), (unknown, false), (missing, false), (locked, true), (unknown, false)] {
-        store.note_refused(store.generation(), reason);
+        store.note_refused(&store.load(), reason);
         assert_eq!(woken(), wakes, "{reason:?}");
     }
     for _ in 0..10_000 {
         clock.forward(1);
-        store.note_refused(store.generation(), unknown);
+        store.note_refused(&store.load(), unknown);
         assert!(!woken());
     }
-    store.note_refused(store.generation(), Reason::Application);
+    store.note_refused(&store.load(), Reason::Application);
     assert!(!woken());
     clock.forward(60);
     assert!(!woken(), "time passes, and nobody is woken");
-    store.note_refused(store.generation(), unknown);
+    store.note_refused(&store.load(), unknown);
     assert!(woken(), "it had lapsed");
 }
 
@@ -480,13 +480,13 @@ async fn a_store_is_named_with_what_can_be_a_label() {
 fn the_debug_of_a_status_does_not_read_the_clock() {
     let clock = StoppedClock::new();
     let store = CredentialStore {
-        shared: Arc::new(Shared::new(
+        shared: Shared::new(
             "house".into(),
             Credential::key("id:secret").unwrap(),
             &"vault".into(),
             None,
             clock.clock(),
-        )),
+        ),
     };
     let status = store.status();
     let before = format!("{status:?}");

@@ -8,7 +8,9 @@ use tokio::{
 };
 
 use super::{
+    evidence::Mark,
     shared::{DriverLink, Past, Shared},
+    slot::Snapshot,
     status::Status,
 };
 use crate::{
@@ -47,15 +49,22 @@ pub(super) async fn finished(driver: &DriverLink, load: u64) -> Result<Result<()
     Ok(last.result.clone())
 }
 
-/// Has the driver look for a credential that is newer than `refused`, and waits for it.
-pub(super) async fn wait_past(shared: &Shared, refused: Generation, wait_for: WaitFor, timeout: Duration) -> Waited {
+/// Has the driver look for a credential that is newer than `refused`, and waits for it, or for fal to accept one of
+/// those that were `tried`.
+pub(super) async fn wait_past(
+    shared: &Shared,
+    refused: Generation,
+    tried: &[(Snapshot, Mark)],
+    wait_for: WaitFor,
+    timeout: Duration,
+) -> Waited {
     let Some(driver) = &shared.driver else {
         return Waited { error: Some(ReloadError::NeverReloads), timed_out: false };
     };
     let deadline = Instant::now() + timeout.min(LONGEST_WAIT);
     let last_chance = deadline.checked_sub(LAST_CHANCE).filter(|_| wait_for == WaitFor::Newer);
     let status = shared.status().subscribe();
-    let mut wait = Wait { shared, driver, refused, wait_for, last_chance, status, error: None };
+    let mut wait = Wait { shared, driver, refused, tried, wait_for, last_chance, status, error: None };
     let timed_out = timeout_at(deadline, wait.run()).await.is_err();
     Waited { error: wait.error, timed_out }
 }
@@ -64,6 +73,7 @@ struct Wait<'a> {
     shared: &'a Shared,
     driver: &'a DriverLink,
     refused: Generation,
+    tried: &'a [(Snapshot, Mark)],
     wait_for: WaitFor,
     last_chance: Option<Instant>,
     status: watch::Receiver<Status>,
@@ -78,6 +88,9 @@ impl Wait<'_> {
 
     /// Asks for a newer credential, and waits until there is a reason to look again.
     async fn turn(&mut self) -> ControlFlow<()> {
+        if is_accepted(self.tried) {
+            return self.end(None);
+        }
         let is_last_chance = self.last_chance.is_some_and(|at| at <= Instant::now());
         match self.shared.demand_past(self.driver, self.refused, is_last_chance) {
             Past::Newer(_) => self.end(None),
@@ -104,7 +117,7 @@ impl Wait<'_> {
                 Ok(result) => self.error = result.err().map(ReloadError::Failed),
                 Err(gone) => return self.end(Some(gone)),
             },
-            () = newer(&mut self.status, self.refused) => {}
+            () = change(&mut self.status, self.refused, self.tried) => {}
         }
         ControlFlow::Continue(())
     }
@@ -112,7 +125,7 @@ impl Wait<'_> {
     async fn cool_down(&mut self, until: Instant) {
         tokio::select! {
             () = sleep_until(until) => {}
-            () = newer(&mut self.status, self.refused) => {}
+            () = change(&mut self.status, self.refused, self.tried) => {}
         }
     }
 
@@ -122,7 +135,13 @@ impl Wait<'_> {
     }
 }
 
-/// Returns when there is a newer credential. The sender lives as long as the store.
-async fn newer(status: &mut watch::Receiver<Status>, refused: Generation) {
-    let _ = status.wait_for(|status| status.generation > refused).await;
+/// Returns when there is a newer credential, or one of those that were tried is accepted. The sender lives as long as
+/// the store.
+async fn change(status: &mut watch::Receiver<Status>, refused: Generation, tried: &[(Snapshot, Mark)]) {
+    let _ = status.wait_for(|status| status.newest > refused || is_accepted(tried)).await;
+}
+
+/// Whether fal has accepted one of them since it was refused.
+fn is_accepted(tried: &[(Snapshot, Mark)]) -> bool {
+    tried.iter().any(|(snapshot, mark)| mark.was_accepted_until(snapshot.mark()))
 }

@@ -32,6 +32,7 @@ use crate::support::{PATIENCE, Says, Script, key};
 
 mod crowd;
 mod events;
+mod evidence;
 mod forbidden;
 mod gone;
 mod passthrough;
