@@ -64,6 +64,8 @@
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Without its feature an item is not there to be linked to.
+#![cfg_attr(not(feature = "full"), allow(rustdoc::broken_intra_doc_links))]
 
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -75,6 +77,8 @@ mod backoff;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod credential;
+#[cfg(doc)]
+pub mod docs;
 pub mod error;
 mod events;
 mod generation;

@@ -93,7 +93,7 @@ async fn a_fleet_rotates_without_a_failed_request_and_a_corrupt_secret_takes_non
         fal.accept(&key(2));
         secret.update(key_text(2));
         each_has("id-2").await;
-        // What the README's query tells: every one of them has it. And what was sent before is answered.
+        // What the queries of docs/rotation.md tell: every one of them has it. And what was sent before is answered.
         each_is_answered().await;
         fal.clear_received();
         fal.revoke(&key(1));

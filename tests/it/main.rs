@@ -12,6 +12,7 @@ mod axum_byok;
 mod axum_images;
 #[cfg(unix)]
 mod axum_layer;
+mod docs;
 mod examples;
 #[cfg(unix)]
 mod file_rotation;

@@ -1,4 +1,4 @@
-//! What `MockFal` shows of the layers: the sentences of the README's "Testing your code".
+//! What `MockFal` shows of the layers: the sentences of docs/testing.md.
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, Uri};

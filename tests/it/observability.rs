@@ -208,27 +208,36 @@ fn whoever_rotates_at_once_leaves_one_series_at_1() {
 }
 
 #[test]
-fn the_readme_asks_for_metrics_that_exist() {
+fn the_manual_has_the_metrics_that_exist() {
     let recorded = Recorded::default();
     metrics::with_local_recorder(&recorded, || {
         runtime().block_on(async {
             let source = Script::new(None, Says::Here(key(1)));
-            let store = named("readme", &source).await;
+            let store = named("page", &source).await;
             store.reload().await.unwrap();
             let client = FalRetryLayer::new(store.clone()).layer(FalAuthLayer::new(store).layer(Fal::default()));
             client.oneshot(request(Method::POST, ADMITTED, "{}")).await.unwrap_err();
         });
     });
-    let readme = include_str!("../../README.md");
-    let (_, queries) = readme.split_once("```promql\n").unwrap();
+    let queries = include_str!("../../docs/rotation.md").split_once("```promql\n").unwrap().1;
     assert!(queries.starts_with(r#"tower_fal_credential_info{job="my-server", key_id="OLD"} == 1"#));
-    let (_, documented) = readme.split_once("\n| `metrics` |").unwrap();
-    for series in recorded.gauges().into_keys().chain(recorded.counters().into_keys()) {
-        let (name, labels) = series.split_once(' ').unwrap();
-        let labels: BTreeSet<_> = labels.split(' ').map(|label| label.split('=').next().unwrap()).collect();
-        let (_, said) = documented.split_once(&format!("`{name}{{")).unwrap_or_else(|| panic!("no {name}"));
-        let (said, _) = said.split_once('}').unwrap();
-        assert_eq!(said.split(',').collect::<BTreeSet<_>>(), labels, "{name}");
+    let page = include_str!("../../docs/observability.md");
+    for (kind, series) in [
+        ("gauge", recorded.gauges().into_keys().collect()),
+        ("counter", recorded.counters().into_keys().collect::<Vec<_>>()),
+    ] {
+        for series in series {
+            let (name, labels) = series.split_once(' ').unwrap();
+            let (names, values): (BTreeSet<_>, Vec<_>) =
+                labels.split(' ').map(|label| label.split_once('=').unwrap()).unzip();
+            let (_, said) = page.split_once(&format!("| `{name}` | {kind} | ")).unwrap_or_else(|| panic!("no {name}"));
+            let said: BTreeSet<_> =
+                said.split(" |").next().unwrap().split(", ").map(|label| label.trim_matches('`')).collect();
+            assert_eq!(said, names, "{name}");
+            for value in values.into_iter().filter(|value| !["page", "id-1"].contains(value)) {
+                assert!(page.contains(&format!("| `{value}`")), "{name}: {value}");
+            }
+        }
     }
 }
 

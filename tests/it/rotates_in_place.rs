@@ -1,4 +1,4 @@
-//! The README's table of what rotates in place, row by row, as far as there is no Docker, no systemd and no cluster in
+//! The table of docs/rotation.md of what rotates in place, row by row, as far as there is no Docker, no systemd and no cluster in
 //! it. Mounts are real ones, in a namespace of their own: those tests run where the system lets them.
 
 use std::{

@@ -1,0 +1,39 @@
+//! The manual: pages about more than one item. There is no code in these modules.
+//!
+//! | page | answers |
+//! |---|---|
+//! | [`rotation`] | How is a key rotated without a failed request, and when may the old one be revoked? |
+//! | [`readiness`] | What does a readiness probe answer? |
+//! | [`observability`] | Which events and metrics are there? |
+//! | [`testing`] | How is a program tested without fal? |
+//! | [`stacks`] | Which layers go around which client, and what does a compile error mean? |
+//! | [`performance`] | What does it cost? |
+//! | [`secrets`] | Where does the credential go, where does it show, and what is wiped? |
+
+#[doc = include_str!("../docs/observability.md")]
+#[doc(alias = "logging", alias = "prometheus", alias = "tracing", alias = "events")]
+pub mod observability {}
+
+#[doc = include_str!("../docs/performance.md")]
+#[doc(alias = "benchmark", alias = "overhead")]
+pub mod performance {}
+
+#[doc = include_str!("../docs/readiness.md")]
+#[doc(alias = "readyz", alias = "health", alias = "probe")]
+pub mod readiness {}
+
+#[doc = include_str!("../docs/rotation.md")]
+#[doc(alias = "rotate", alias = "hot reload", alias = "revoke", alias = "kubernetes", alias = "fleet")]
+pub mod rotation {}
+
+#[doc = include_str!("../docs/secrets.md")]
+#[doc(alias = "allow list", alias = "zeroize", alias = "redact")]
+pub mod secrets {}
+
+#[doc = include_str!("../docs/stacks.md")]
+#[doc(alias = "hyper", alias = "compile error", alias = "websocket")]
+pub mod stacks {}
+
+#[doc = include_str!("../docs/testing.md")]
+#[doc(alias = "test", alias = "python")]
+pub mod testing {}
