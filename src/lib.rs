@@ -1,66 +1,105 @@
 //! Tower middleware that authenticates Rust servers to [fal.ai](https://fal.ai).
 //!
-//! It puts the current fal credential on the right requests and on no others, and follows the credential when it is
-//! rotated: without a restart, and without a failed request.
+//! It puts the current fal credential on the requests that may carry it, follows the credential when it is rotated
+//! (without a restart and without a failed request), and says in a type why fal answered 401 or 403. It logs *your*
+//! HTTP client in; it is not a fal client, and it is unofficial.
+//!
+//! With reqwest (the whole program compiles when it is copied):
+//!
+//! ```sh
+//! export FAL_KEY=…   # from fal.ai/dashboard/keys
+//! cargo add tower-fal --features reqwest-middleware
+//! cargo add reqwest serde_json
+//! cargo add reqwest-middleware --features json
+//! cargo add tokio --features macros,rt-multi-thread
+//! ```
 //!
 //! ```no_run
-//! use bytes::Bytes;
-//! use http::Request;
-//! use http_body_util::Full;
-//! use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-//! use tower::{ServiceBuilder, ServiceExt as _};
-//! use tower_fal::{CredentialStore, source::FileSource};
+//! use serde_json::json;
+//! use tower_fal::{CredentialStore, FalAuthError, error::report, source::EnvSource};
 //!
-//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let connector = hyper_util::client::legacy::connect::HttpConnector::new();
-//! let store = CredentialStore::builder(FileSource::new("/run/secrets/fal/key")).build().await?;
-//! let fal = ServiceBuilder::new()
-//!     .layer(tower_fal::layer(&store))
-//!     .service(Client::builder(TokioExecutor::new()).build(connector));
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // Fails here if there is no key. With `FileSource` in place of `EnvSource` it would follow a rotated file.
+//!     let store = CredentialStore::builder(EnvSource::all()).build().await?;
+//!     let fal = tower_fal::layer(&store).reqwest(reqwest::Client::builder())?;
 //!
-//! let request = Request::post("https://fal.run/fal-ai/flux/dev")
-//!     .header("content-type", "application/json")
-//!     .body(Full::new(Bytes::from_static(br#"{"prompt":"a lighthouse"}"#)))?;
-//! let response = fal.oneshot(request).await?;
-//! # let _ = response;
-//! # Ok(()) }
+//!     let request = fal.post("https://fal.run/fal-ai/flux/schnell").json(&json!({"prompt": "a lighthouse"}));
+//!     match request.send().await {
+//!         Ok(response) => println!("{}", response.text().await?),
+//!         Err(error) => match FalAuthError::find(&error) {
+//!             Some(FalAuthError::Forbidden(refusal)) => println!("the account or a permission: {refusal}"),
+//!             Some(FalAuthError::Unauthorized(refusal)) => println!("the key: {refusal}"),
+//!             _ => println!("no answer: {}", report(&error)),
+//!         },
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! With any other client that speaks Tower, [`layer`] goes around it (`cargo add tower-fal tower`):
+//!
+//! ```
+//! use tower::ServiceBuilder;
+//! use tower_fal::{CredentialStore, FalAuth, FalRetry};
+//!
+//! fn with_credential<S>(store: &CredentialStore, client: S) -> FalRetry<FalAuth<S>> {
+//!     ServiceBuilder::new().layer(tower_fal::layer(store)).service(client)
+//! }
 //! ```
 //!
 //! # How a credential flows
 //! ```text
 //!  env / file / closure / a chain of them
-//!    source            Ok(Some) here it is, Ok(None) not mine, Err mine and broken
+//!    source           Ok(Some) here it is, Ok(None) ask the next one, Err here and broken
 //!       |
-//!    Credential        header built once, sensitive, wiped on drop, printed as its id
-//!       |  published only if valid and changed: generation 7 -> 8
-//!    CredentialStore   one writer (the driver), many readers; status
-//!       |  load(): one snapshot for one request, no lock, no await, no allocation
-//!    FalAuth           the origin policy admits the URI? -> authorization header
-//!       |  a 401 or 403 comes back stamped with what it was sent with: generation, key id, source
-//!    FalRetry          fal's 401: current > g ? replay : reload past g, together, wait a little, replay once
-//!       |  403, an application's own refusal, nothing newer
-//!    FalAuthError      Unauthorized(Refusal), Forbidden(Refusal), ...: why, and what to do next
+//!    Credential       a ready header, marked sensitive, wiped on drop, printed as its id
+//!       |             published only if it is valid and has changed: generation 7 -> 8
+//!    CredentialStore  one writer (the driver), many readers; a status
+//!       |             load(): one snapshot for one request; no lock, no await
+//!    FalAuth          does the origin policy admit the URI? then: authorization header
+//!       |             a 401 or 403 is stamped with what the request was sent with
+//!    FalRetry         fal's own 401: is there a newer credential? then: replay once;
+//!       |             else: reload, one for all requests, and wait a little for one
+//!    FalAuthError     Unauthorized(Refusal), Forbidden(Refusal), Transport(error)
 //! ```
 //!
+//! # Where next
+//! | you want to | look at |
+//! |---|---|
+//! | say where the key comes from | [`source`] |
+//! | know what the store does with it | [`store`] |
+//! | admit another host | [`origin`] |
+//! | know what an error means and what to do about it | [`error`] |
+//! | give customers' own keys to their requests | [`auth`](auth#a-request-with-its-own-credential) |
+//! | use reqwest, axum, or one type for `State` | [`reqwest`], [`axum`], [`client`] |
+//! | rotate a key in a fleet | [`docs::rotation`] |
+//! | answer a readiness probe | [`docs::readiness`] |
+//! | read logs and metrics | [`docs::observability`] |
+//! | test without fal | [`docs::testing`], [`mock`] |
+//! | put the layers together with others, or understand a compile error | [`docs::stacks`] |
+//! | know what it costs | [`docs::performance`] |
+//! | know where the secret goes and what is wiped | [`docs::secrets`] |
+//!
 //! # Features
+//! None is on by default: the two layers, the store, and the sources that read the environment, a file or a closure
+//! are always there.
+//!
 //! | feature | adds |
 //! |---|---|
-//! | `axum` | `FalAuthError` as an axum handler's response: 502, 503, 504 or 413, with a body that says nothing secret |
-//! | `transient` | retries of what fails in passing, for requests that may be repeated |
-//! | `client` | `FalClient`: a boxed client over hyper-util, for `State` and struct fields |
-//! | `client-rustls` | `FalClient::rustls` |
-//! | `reqwest` | `ReqwestService`: a `reqwest::Client` that the layers fit around |
-//! | `reqwest-middleware` | `FalLayer::reqwest`, and the two middlewares that it is made of |
-//! | `watch` | `CredentialStoreBuilder::watch_files`: a rotated file is seen within milliseconds |
-//! | `signal` | `CredentialStoreBuilder::reload_on_sighup`: SIGHUP asks for a reload (Unix) |
-//! | `dotenv` | `source::DotenvSource`: one variable of a `.env` file |
-//! | `mock` | `mock::MockFal`: an in-process fal on loopback, for tests and examples |
-//! | `tracing` | events: rotation and recovery (info), failures and refusals (warn), replays, retries and refusals of others (debug) |
-//! | `metrics` | which key each store holds and since when; counters for reloads, refusals, replays and retries |
+//! | `axum` | [`FalAuthError`] as an axum handler's response: [the table](axum) |
+//! | `client` | [`FalClient`]: one boxed type for a client, for `State` and struct fields |
+//! | `client-rustls` | [`FalClient::rustls`] |
+//! | `dotenv` | [`DotenvSource`](source::DotenvSource): one variable of a `.env` file |
+//! | `metrics` | [gauges and counters](docs::observability#metrics) |
+//! | `mock` | [`MockFal`](mock::MockFal): an in-process fal on loopback, for tests |
+//! | `reqwest` | [`ReqwestService`](reqwest::ReqwestService): a `reqwest::Client` that the layers fit around |
+//! | `reqwest-middleware` | [`FalLayer::reqwest`], and the two middlewares that it is made of |
+//! | `signal` | `CredentialStoreBuilder::reload_on_sighup`: a reload on SIGHUP (Unix) |
+//! | `tracing` | [events](docs::observability#events) for rotation, failure and recovery |
+//! | `transient` | [`Transient`](retry::Transient): retries of requests that may be repeated |
+//! | `watch` | [`watch_files`](store::CredentialStoreBuilder::watch_files): a rotated file is seen within milliseconds |
 //! | `full` | all of them |
-//!
-//! Without features there are the two layers, the store, and the sources that read the environment, a file or a
-//! closure, or several of them.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -70,44 +109,58 @@
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod __fuzz;
+#[doc(alias = "inject", alias = "bring your own key")]
 pub mod auth;
 #[cfg(feature = "axum")]
+#[doc(alias = "IntoResponse")]
 pub mod axum;
 mod backoff;
 #[cfg(feature = "client")]
+#[doc(alias = "State")]
 pub mod client;
+#[doc(alias = "api key", alias = "token", alias = "zeroize")]
 pub mod credential;
 #[cfg(doc)]
 pub mod docs;
+#[doc(alias = "401", alias = "403", alias = "unauthorized", alias = "forbidden")]
+#[doc(alias = "balance", alias = "billing", alias = "locked")]
 pub mod error;
 mod events;
 mod generation;
 mod layer;
 #[cfg(feature = "mock")]
+#[doc(alias = "test", alias = "fake")]
 pub mod mock;
+#[doc(alias = "allow list", alias = "allowlist", alias = "host", alias = "redirect")]
 pub mod origin;
 #[cfg(feature = "reqwest")]
 pub mod reqwest;
+#[doc(alias = "401", alias = "replay", alias = "backoff")]
 pub mod retry;
+#[doc(alias = "vault", alias = "secret manager", alias = "environment")]
 pub mod source;
+#[doc(alias = "rotate", alias = "rotation", alias = "hot reload", alias = "reload")]
 pub mod store;
 mod wire;
 
 #[cfg(feature = "client")]
+#[doc(inline)]
 pub use self::client::FalClient;
+#[doc(inline)]
 pub use self::{
     auth::{FalAuth, FalAuthLayer},
     credential::{Credential, CredentialError, KeyId, Scheme},
     error::SourceError,
     store::{CredentialStore, Generation},
 };
+#[doc(inline)]
 pub use self::{
     error::FalAuthError,
     layer::{FalLayer, layer},
     retry::{FalRetry, FalRetryLayer},
 };
 
-// The README's snippet is compiled like every other example.
+// The README's programs are compiled like every other example.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
