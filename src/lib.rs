@@ -20,15 +20,17 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     // Fails here if there is no key. With `FileSource` in place of `EnvSource` it would follow a rotated file.
+//!     // Fails if there is no key. A `FileSource` would follow a rotated file.
 //!     let store = CredentialStore::builder(EnvSource::all()).build().await?;
 //!     let fal = tower_fal::layer(&store).reqwest(reqwest::Client::builder())?;
 //!
-//!     let request = fal.post("https://fal.run/fal-ai/flux/schnell").json(&json!({"prompt": "a lighthouse"}));
+//!     let request = fal
+//!         .post("https://fal.run/fal-ai/flux/schnell")
+//!         .json(&json!({"prompt": "a lighthouse"}));
 //!     match request.send().await {
 //!         Ok(response) => println!("{}", response.text().await?),
 //!         Err(error) => match FalAuthError::find(&error) {
-//!             Some(FalAuthError::Forbidden(refusal)) => println!("the account or a permission: {refusal}"),
+//!             Some(FalAuthError::Forbidden(refusal)) => println!("not allowed: {refusal}"),
 //!             Some(FalAuthError::Unauthorized(refusal)) => println!("the key: {refusal}"),
 //!             _ => println!("no answer: {}", report(&error)),
 //!         },
@@ -72,7 +74,7 @@
 //! | admit another host | [`origin`] |
 //! | know what an error means and what to do about it | [`error`] |
 //! | give customers' own keys to their requests | [`auth`](auth#a-request-with-its-own-credential) |
-//! | use reqwest, axum, or one type for `State` | [`reqwest`], [`axum`], [`client`] |
+//! | use reqwest, axum, or one type for `State` | [`reqwest`](mod@reqwest), [`axum`](mod@axum), [`client`] |
 //! | rotate a key in a fleet | [`docs::rotation`] |
 //! | answer a readiness probe | [`docs::readiness`] |
 //! | read logs and metrics | [`docs::observability`] |
@@ -87,7 +89,7 @@
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `axum` | [`FalAuthError`] as an axum handler's response: [the table](axum) |
+//! | `axum` | [`FalAuthError`] as an axum handler's response: [the table](mod@axum) |
 //! | `client` | [`FalClient`]: one boxed type for a client, for `State` and struct fields |
 //! | `client-rustls` | [`FalClient::rustls`] |
 //! | `dotenv` | [`DotenvSource`](source::DotenvSource): one variable of a `.env` file |
@@ -112,11 +114,9 @@ pub mod __fuzz;
 #[doc(alias = "inject", alias = "bring your own key")]
 pub mod auth;
 #[cfg(feature = "axum")]
-#[doc(alias = "IntoResponse")]
 pub mod axum;
 mod backoff;
 #[cfg(feature = "client")]
-#[doc(alias = "State")]
 pub mod client;
 #[doc(alias = "api key", alias = "token", alias = "zeroize")]
 pub mod credential;
