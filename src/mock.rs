@@ -63,7 +63,7 @@
 //! | run: any method on `/{owner}/{app}` and below | `{"images":[],"seed":0,"path":"/owner/app","bytes":18,"prompt":"a cat"}`: the path without its query, how many bytes of body came, and the `prompt` of a JSON body of at most 64 KiB, if it has one |
 //! | run: `POST /{owner}/{app}/stream`, or `…/stream` further below | `text/event-stream` of three events, `data: {…}`, each what a run answers and its number, `"event":0`; the test may [hold them back](MockFal::hold_events_after) |
 //! | queue: `POST /{owner}/{app}` and below | `{"status":"IN_QUEUE","request_id":…,"queue_position":0,"response_url":…,"status_url":…,"cancel_url":…}` |
-//! | queue: `GET /{owner}/{app}/requests/{id}/status` | the same with `IN_QUEUE` on the first poll, `IN_PROGRESS` on the second, `COMPLETED` from then on; `logs` in place of `queue_position` |
+//! | queue: `GET /{owner}/{app}/requests/{id}/status` | the same with `IN_QUEUE` on the first poll, `IN_PROGRESS` on the second, `COMPLETED` [from then on](MockFal::polls_until_completed); `logs` in place of `queue_position`; `error` and `error_type` of a job that [failed](Failure::Job) or was cancelled |
 //! | queue: `GET /{owner}/{app}/requests/{id}` | what a run would have answered; polling the status first is not needed |
 //! | queue: `PUT /{owner}/{app}/requests/{id}/cancel` | 202 `{"status":"CANCELLATION_REQUESTED"}`, and the result becomes 499 `client_cancelled`; 400 `{"status":"ALREADY_COMPLETED"}` once the status was seen as `COMPLETED` or the result was fetched |
 //! | queue: status, result or cancel of an unknown id | 404 `{"status":"NOT_FOUND"}`, also without any credential |
@@ -124,6 +124,7 @@ mod by_path;
 mod connection;
 mod failure;
 mod handle;
+mod job;
 mod received;
 mod refusal;
 mod request_id;
@@ -364,7 +365,25 @@ impl MockFal {
     /// Lets the next `n` requests fail: see [`Failure`] for which requests that means. It replaces what is left of an
     /// earlier call, so `n = 0` ends it.
     pub fn fail_next(&self, n: usize, failure: Failure) {
-        self.shared.state().fail_next(n, failure);
+        self.shared.state().fail_next("", n, failure);
+    }
+
+    /// Lets the next `n` requests to a path fail, on any host: `/fal-ai/flux` with all below it, or the path of one
+    /// job, `/fal-ai/flux/requests/{id}`. `usize::MAX` means each request from then on.
+    ///
+    /// Each path has a failure of its own, which replaces what is left of an earlier call for this path, so `n = 0`
+    /// ends it. Where several could meet a request, the one with the longest path does; one of
+    /// [`fail_next`](Self::fail_next) comes last.
+    pub fn fail_next_on(&self, path: &str, n: usize, failure: Failure) {
+        self.shared.state().fail_next(path, n, failure);
+    }
+
+    /// At which poll of its status a job is `COMPLETED`: 3 at first, which is `IN_QUEUE`, `IN_PROGRESS`, `COMPLETED`.
+    /// With a larger `n` it is `IN_PROGRESS` for longer; with 1 or 0 it is `COMPLETED` at once.
+    ///
+    /// It holds for the jobs that are submitted from then on.
+    pub fn polls_until_completed(&self, n: usize) {
+        self.shared.state().polls_until_completed = n;
     }
 
     /// Lets each stream send its first `n` events and holds back the rest, until a call with a larger `n`: so a test

@@ -158,11 +158,12 @@ impl Answer {
         let status_alone = |status: StatusCode| Self::detail(status, status.canonical_reason().unwrap_or_default());
         Some(match failure {
             Failure::Status(status) => status_alone(status),
+            Failure::Detail(status, detail) => Self::detail(status, detail),
             Failure::RetryAfter(status, after) => {
                 let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0));
                 status_alone(status).with(HeaderName::from_static("retry-after"), seconds)
             }
-            Failure::Platform(error) => Self::error(error),
+            Failure::Platform(error) | Failure::Job(error) => Self::error(error),
             Failure::CallersTimeout => Self::error(ErrorType::RequestTimeout)
                 .with(HeaderName::from_static("x-fal-request-timeout-type"), HeaderValue::from_static("user")),
             Failure::Model { status, error, retryable } => {
@@ -200,6 +201,6 @@ impl From<Value> for Answer {
 }
 
 /// `startup_timeout` in words.
-fn words(name: &str) -> String {
+pub(super) fn words(name: &str) -> String {
     name.replace('_', " ")
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{answer::Answer, connection::Connection, failure::Failure};
+use super::{answer::Answer, connection::Connection, failure::Point};
 
 /// The longest body that is looked into for a `prompt`, in bytes. A longer one is only counted.
 pub(super) const MAX_PARSED: usize = 64 * 1024;
@@ -23,7 +23,7 @@ pub(super) fn output(path: &str, length: u64, start: &[u8]) -> Value {
 pub(super) fn run(path: &str, output: Value, connection: &Connection) -> Answer {
     let mut state = connection.shared.state();
     state.runs += 1;
-    if let Some(failed) = state.next_failure(Failure::is_the_applications).and_then(Answer::failure) {
+    if let Some(failed) = state.next_failure(path, Point::Application).and_then(Answer::failure) {
         return failed;
     }
     state.answer(path).unwrap_or_else(|| Answer::json(output))

@@ -40,19 +40,25 @@ impl Lock {
     }
 }
 
-/// How a request fails that [`fail_next`](super::MockFal::fail_next) picks.
+/// How a request fails that [`fail_next`](super::MockFal::fail_next) or
+/// [`fail_next_on`](super::MockFal::fail_next_on) picks.
 ///
-/// [`Model`](Self::Model) and [`Application`](Self::Application) are answers of the application: only a request
-/// that gets as far as one, with a valid credential and its whole body, is picked for them, and it counts as
-/// [run](super::MockFal::runs). All others meet any request at once: whatever credential it shows, without waiting
-/// for its body, and before anything is run.
+/// Most failures meet any request at once: whatever credential it has, without waiting for its body, and before
+/// anything is run. Three meet only a request that has a valid credential and whose whole body has arrived:
+///
+/// * [`Model`](Self::Model) and [`Application`](Self::Application) are answers of the application. The request counts
+///   as a [run](super::MockFal::runs).
+/// * [`Job`](Self::Job) meets only what is submitted to the queue. It does not count as a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Failure {
     /// An answer with this status and the status' own words as `detail`. The status of a final answer: one below 200
     /// comes out as hyper will have it.
     Status(StatusCode),
-    /// The same with `retry-after`, in whole seconds (rounded up). fal documents it for neither runs nor the queue;
+    /// An answer of fal's with this status and this `detail`, such as the 401 of a private application:
+    /// `Cannot access application …`.
+    Detail(StatusCode, &'static str),
+    /// The same as [`Status`](Self::Status) with `retry-after`, in whole seconds (rounded up). fal documents it for neither runs nor the queue;
     /// what stands in front of a server may send it.
     RetryAfter(StatusCode, Duration),
     /// fal could not get the request to its application, or an answer back:
@@ -74,13 +80,31 @@ pub enum Failure {
     /// The application was run, and this is the answer of its own, with `x-fal-served-from` and
     /// `x-fal-billable-units`. With 401 or 403 it is one that must not be taken for fal's.
     Application(StatusCode),
+    /// The queue accepts the request, and its job ends with this error: the status is `COMPLETED` with `error` and
+    /// `error_type`, and the result is the error.
+    Job(ErrorType),
     /// The connection is closed with no answer, and with it every other request on it.
     Disconnect,
 }
 
+/// How far a request gets before a failure meets it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Point {
+    /// Its head has arrived.
+    Arrival,
+    /// The queue has accepted it.
+    Queue,
+    /// It has reached its application.
+    Application,
+}
+
 impl Failure {
-    pub(super) fn is_the_applications(&self) -> bool {
-        matches!(self, Self::Model { .. } | Self::Application(_))
+    pub(super) fn point(self) -> Point {
+        match self {
+            Self::Model { .. } | Self::Application(_) => Point::Application,
+            Self::Job(_) => Point::Queue,
+            _ => Point::Arrival,
+        }
     }
 }
 

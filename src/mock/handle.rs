@@ -9,16 +9,17 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::{
-    answer::Answer,
+    answer::{Answer, words},
     application::{MAX_PARSED, output, run},
     connection::Connection,
-    failure::ErrorType,
+    failure::{Failure, Point},
+    job::Stage,
     received::Received,
     refusal::{credentials, refusal},
     request_id::request_id,
     send::{Body, response},
     socket::{self, Protocol, Socket},
-    state::{Job, Stage, State},
+    state::State,
     target::{Call, Host, Target, UPLOADS, authority},
     upload,
 };
@@ -109,7 +110,8 @@ fn decide<'a>(
     credentials: &[HeaderValue],
     connection: &Connection,
 ) -> Next<'a> {
-    if let Some(failure) = state.next_failure(|failure| !failure.is_the_applications()) {
+    let path = target.as_ref().map_or_else(|path| *path, |target| target.path);
+    if let Some(failure) = state.next_failure(path, Point::Arrival) {
         return Answer::failure(failure).map_or(Next::HangUp, Next::Answer);
     }
     let target = match target {
@@ -142,8 +144,9 @@ fn decide<'a>(
             let stage = job.poll();
             queued(id, &target.app, stage, head, connection)
         }
-        Call::Cancel(_) => cancel(job),
-        _ => job.complete().clone(),
+        Call::Cancel(_) if job.cancel() => Answer::queue(StatusCode::ACCEPTED, "CANCELLATION_REQUESTED"),
+        Call::Cancel(_) => Answer::queue(StatusCode::BAD_REQUEST, "ALREADY_COMPLETED"),
+        _ => job.result(),
     })
 }
 
@@ -154,8 +157,12 @@ fn perform(target: Target<'_>, output: Value, head: &Parts, number: u64, connect
         Call::Stream => run(target.path, output, connection).streamed(),
         Call::Submit => {
             let answer = queued(&request_id(number), &target.app, Stage::Queued, head, connection);
-            let output = run(target.path, output, connection);
-            connection.shared.state().submit(number, Job { app: target.app, stage: Stage::Queued, output });
+            let failure = connection.shared.state().next_failure(target.path, Point::Queue);
+            let outcome = match failure {
+                Some(Failure::Job(error)) => Err(error),
+                _ => Ok(run(target.path, output, connection)),
+            };
+            connection.shared.state().submit(number, target.app, outcome);
             answer
         }
         Call::Initiate => initiated(number, head, connection),
@@ -182,21 +189,16 @@ fn queued(id: &str, app: &str, stage: Stage, head: &Parts, connection: &Connecti
             body["logs"] = Value::Null;
             "IN_PROGRESS".into()
         }
-        Stage::Done | Stage::Completed => {
+        Stage::Completed(error) => {
             body["logs"] = Value::Null;
+            if let Some(error) = error {
+                body["error"] = words(error.as_str()).into();
+                body["error_type"] = error.as_str().into();
+            }
             "COMPLETED".into()
         }
     };
     Answer::ok(body)
-}
-
-fn cancel(job: &mut Job) -> Answer {
-    if job.stage == Stage::Completed {
-        return Answer::queue(StatusCode::BAD_REQUEST, "ALREADY_COMPLETED");
-    }
-    job.output = Answer::error(ErrorType::ClientCancelled);
-    job.complete();
-    Answer::queue(StatusCode::ACCEPTED, "CANCELLATION_REQUESTED")
 }
 
 /// Where to upload a file, and where it will be found.

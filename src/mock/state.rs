@@ -8,7 +8,8 @@ use subtle::ConstantTimeEq as _;
 use super::{
     answer::Answer,
     by_path::ByPath,
-    failure::{Failure, Lock},
+    failure::{ErrorType, Failure, Lock, Point},
+    job::Job,
     received::{Presented, Received},
     request_id::request_number,
 };
@@ -17,14 +18,14 @@ use crate::credential::{Credential, KeyId};
 /// How many requests the log holds, and how many jobs the queue. The oldest goes first.
 const MAX_KEPT: usize = 10_000;
 
-#[derive(Default)]
 pub(super) struct State {
     grants: Vec<Grant>,
     pub(super) lock: Option<Lock>,
     pub(super) latency: Duration,
     pub(super) close_on_refusal: bool,
-    failing: Option<(usize, Failure)>,
+    failures: ByPath<Failing>,
     answers: ByPath<Answer>,
+    pub(super) polls_until_completed: usize,
     requests: u64,
     pub(super) runs: u64,
     log: BTreeMap<u64, Received>,
@@ -37,39 +38,27 @@ pub(super) struct Grant {
     pub(super) permitted: bool,
 }
 
-/// A submitted request in the queue.
-pub(super) struct Job {
-    pub(super) app: String,
-    pub(super) stage: Stage,
-    /// What the application answered.
-    pub(super) output: Answer,
+/// A failure of so many requests.
+struct Failing {
+    left: usize,
+    failure: Failure,
 }
 
-/// Where a job stands: each look at it finds it one further.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
-    Queued,
-    InProgress,
-    /// Nobody has seen it yet.
-    Done,
-    Completed,
-}
-
-impl Job {
-    /// What the next poll finds.
-    pub(super) fn poll(&mut self) -> Stage {
-        let found = self.stage;
-        self.stage = match found {
-            Stage::Queued => Stage::InProgress,
-            Stage::InProgress => Stage::Done,
-            Stage::Done | Stage::Completed => Stage::Completed,
-        };
-        found
-    }
-
-    pub(super) fn complete(&mut self) -> &Answer {
-        self.stage = Stage::Completed;
-        &self.output
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            grants: Vec::new(),
+            lock: None,
+            latency: Duration::ZERO,
+            close_on_refusal: false,
+            failures: ByPath::default(),
+            answers: ByPath::default(),
+            polls_until_completed: 3,
+            requests: 0,
+            runs: 0,
+            log: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+        }
     }
 }
 
@@ -98,15 +87,17 @@ impl State {
         }
     }
 
-    pub(super) fn fail_next(&mut self, n: usize, failure: Failure) {
-        self.failing = (n > 0).then_some((n, failure));
+    /// Lets the next requests to a path and below it fail. Of an empty path, that is each.
+    pub(super) fn fail_next(&mut self, path: &str, n: usize, failure: Failure) {
+        self.failures.set(path, (n > 0).then_some(Failing { left: n, failure }));
     }
 
-    /// The failure of this request, if there is one and it is of this kind.
-    pub(super) fn next_failure(&mut self, is_wanted: impl Fn(&Failure) -> bool) -> Option<Failure> {
-        let (left, failure) = self.failing.filter(|(_, failure)| is_wanted(failure))?;
-        self.fail_next(left - 1, failure);
-        Some(failure)
+    /// The failure that meets a request to this path at this point, if one does.
+    pub(super) fn next_failure(&mut self, path: &str, point: Point) -> Option<Failure> {
+        let is_due = |failing: &Failing| failing.left > 0 && failing.failure.point() == point;
+        let failing = self.failures.find(path, is_due)?;
+        failing.left -= 1;
+        Some(failing.failure)
     }
 
     /// What the application at a path answers from now on, or `None` for what it answers by itself.
@@ -144,8 +135,8 @@ impl State {
     }
 
     /// Puts a job into the queue, under the number of the request that submitted it.
-    pub(super) fn submit(&mut self, number: u64, job: Job) {
-        keep(&mut self.jobs, number, job);
+    pub(super) fn submit(&mut self, number: u64, app: String, outcome: Result<Answer, ErrorType>) {
+        keep(&mut self.jobs, number, Job::new(app, outcome, self.polls_until_completed));
     }
 
     pub(super) fn job(&mut self, app: &str, id: &str) -> Option<&mut Job> {

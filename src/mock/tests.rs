@@ -403,6 +403,55 @@ async fn the_next_n_requests_fail_with_a_status_and_those_after_them_do_not() {
 }
 
 #[tokio::test]
+async fn a_failure_on_a_path_meets_it_and_all_below_it() {
+    let (fal, _credential) = accepting("id:secret").await;
+    let run = async |path: &str| post(fal.run_url(path), "Key id:secret").await.0;
+    fal.fail_next_on("/a/b", 2, Failure::Status(StatusCode::BAD_GATEWAY));
+    fal.fail_next_on("a/b/c", 1, Failure::Status(StatusCode::GATEWAY_TIMEOUT));
+    assert_eq!((run("a/other").await, run("a/bb").await, run("a/b/c").await), (200, 200, 504));
+    assert_eq!((run("a/b/c").await, post(fal.queue_url("a/b"), "").await.0, run("a/b").await), (502, 502, 200));
+
+    // The longest path goes first, `fail_next` last.
+    fal.fail_next(1, Failure::Status(StatusCode::SERVICE_UNAVAILABLE));
+    fal.fail_next_on("a/b", 1, Failure::Status(StatusCode::BAD_GATEWAY));
+    assert_eq!((run("a/b").await, run("a/b").await, run("a/b").await), (502, 503, 200));
+
+    // A failure of the application lets one of fal's pass it.
+    fal.fail_next(1, Failure::Status(StatusCode::SERVICE_UNAVAILABLE));
+    fal.fail_next_on("a/b", 1, Failure::Application(StatusCode::IM_A_TEAPOT));
+    assert_eq!((run("a/b").await, run("a/b").await, run("a/b").await), (503, 418, 200));
+
+    fal.fail_next_on("a/b", usize::MAX, Failure::Status(StatusCode::BAD_GATEWAY));
+    assert_eq!((run("a/b").await, run("a/b").await), (502, 502));
+    fal.fail_next_on("a/b", 0, Failure::Disconnect);
+    assert_eq!(run("a/b").await, 200);
+}
+
+#[tokio::test]
+async fn a_failure_meets_one_job_by_its_path() {
+    let (fal, _credential) = accepting("id:secret").await;
+    let (_, first) = post(fal.queue_url("a/b"), "Key id:secret").await;
+    let (_, second) = post(fal.queue_url("a/b"), "Key id:secret").await;
+    fal.fail_next_on(url_in(&second, "status_url").path(), 1, Failure::Status(StatusCode::BAD_GATEWAY));
+    let poll = async |job: &Value| get(url_in(job, "status_url"), "Key id:secret").await.0;
+    assert_eq!((poll(&first).await, poll(&second).await, poll(&second).await), (200, 502, 200));
+}
+
+#[tokio::test]
+async fn a_failure_can_say_any_detail_before_anything_runs() {
+    let (fal, _credential) = accepting("id:secret").await;
+    let text = "Cannot access application \"a/private\".";
+    fal.fail_next_on("a/private", usize::MAX, Failure::Detail(StatusCode::UNAUTHORIZED, text));
+    for url in [fal.run_url("a/private"), fal.queue_url("a/private"), fal.run_url("a/private/stream")] {
+        let request = authorized(Method::POST, url, "Key id:secret");
+        let response = client(Version::HTTP_11).request(request).await.unwrap();
+        assert!(runner_headers(&response).is_empty());
+        assert_eq!(json(response).await, detail(401, text));
+    }
+    assert_eq!(fal.runs(), 0);
+}
+
+#[tokio::test]
 async fn a_disconnect_closes_the_connection_without_an_answer_on_both_versions() {
     let (fal, _credential) = accepting("id:secret").await;
     for version in VERSIONS {
@@ -597,6 +646,53 @@ async fn a_job_that_was_seen_completed_or_fetched_cannot_be_cancelled_nor_one_th
         let answer = send(Method::PUT, fal.queue_url("a/b/requests/no-id/cancel"), authorization).await;
         assert_eq!(answer, (404, json!({"status": "NOT_FOUND"})));
     }
+}
+
+#[tokio::test]
+async fn a_job_is_completed_at_the_poll_that_the_test_sets() {
+    let (fal, _credential) = accepting("id:secret").await;
+    let (queued, running, done) = ("IN_QUEUE", "IN_PROGRESS", "COMPLETED");
+    for (polls, expected) in [
+        (0, vec![done]),
+        (1, vec![done, done]),
+        (2, vec![queued, done, done]),
+        (5, vec![queued, running, running, running, done, done]),
+    ] {
+        fal.polls_until_completed(polls);
+        let (_, job) = post(fal.queue_url("a/b"), "Key id:secret").await;
+        fal.polls_until_completed(100);
+        for (at, expected) in expected.into_iter().enumerate() {
+            let (_, status) = get(url_in(&job, "status_url"), "Key id:secret").await;
+            assert_eq!(status["status"], expected, "poll {at} of {polls}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_job_can_end_in_an_error() {
+    let (fal, _credential) = accepting("id:secret").await;
+    fal.fail_next(1, Failure::Job(ErrorType::RunnerDisconnected));
+    // Neither a run nor a refusal is a job.
+    assert_eq!(post(fal.run_url("a/b"), "Key id:secret").await.0, 200);
+    assert_eq!(post(fal.queue_url("a/b"), "Key id:other").await.0, 401);
+    let (_, failing) = post(fal.queue_url("a/b"), "Key id:secret").await;
+    let (_, working) = post(fal.queue_url("a/b"), "Key id:secret").await;
+    assert_eq!((&failing["status"], fal.runs()), (&json!("IN_QUEUE"), 2));
+
+    for (job, error, error_type) in
+        [(&failing, json!("runner disconnected"), json!("runner_disconnected")), (&working, Value::Null, Value::Null)]
+    {
+        for expected in ["IN_QUEUE", "IN_PROGRESS", "COMPLETED"] {
+            let (code, status) = get(url_in(job, "status_url"), "Key id:secret").await;
+            assert_eq!((code, &status["status"]), (200, &json!(expected)));
+            let ended = expected == "COMPLETED";
+            assert_eq!(status["error"], if ended { error.clone() } else { Value::Null });
+            assert_eq!(status["error_type"], if ended { error_type.clone() } else { Value::Null });
+        }
+    }
+    let expected = json!({"detail": "runner disconnected", "error_type": "runner_disconnected"});
+    assert_eq!(get(url_in(&failing, "response_url"), "Key id:secret").await, (503, expected));
+    assert_eq!(get(url_in(&working, "response_url"), "Key id:secret").await.0, 200);
 }
 
 #[tokio::test]

@@ -1,0 +1,55 @@
+//! A request in the queue.
+
+use super::{answer::Answer, failure::ErrorType};
+
+/// A submitted request.
+pub(super) struct Job {
+    pub(super) app: String,
+    /// What the application answered, or the error that the job ended with.
+    outcome: Result<Answer, ErrorType>,
+    polls: usize,
+    /// At which poll it is completed.
+    polls_until_completed: usize,
+    /// Whether the client knows that it is.
+    seen_completed: bool,
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy)]
+pub(super) enum Stage {
+    Queued,
+    InProgress,
+    Completed(Option<ErrorType>),
+}
+
+impl Job {
+    pub(super) fn new(app: String, outcome: Result<Answer, ErrorType>, polls_until_completed: usize) -> Self {
+        Self { app, outcome, polls: 0, polls_until_completed, seen_completed: false }
+    }
+
+    /// What the next poll of the status finds.
+    pub(super) fn poll(&mut self) -> Stage {
+        self.polls = self.polls.saturating_add(1);
+        self.seen_completed |= self.polls >= self.polls_until_completed;
+        match self.polls {
+            _ if self.seen_completed => Stage::Completed(self.outcome.as_ref().err().copied()),
+            1 => Stage::Queued,
+            _ => Stage::InProgress,
+        }
+    }
+
+    pub(super) fn result(&mut self) -> Answer {
+        self.seen_completed = true;
+        self.outcome.clone().unwrap_or_else(Answer::error)
+    }
+
+    /// Whether it could still be cancelled.
+    pub(super) fn cancel(&mut self) -> bool {
+        let in_time = !self.seen_completed;
+        if in_time {
+            self.outcome = Err(ErrorType::ClientCancelled);
+            self.seen_completed = true;
+        }
+        in_time
+    }
+}
