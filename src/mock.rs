@@ -125,6 +125,7 @@ mod connection;
 mod failure;
 mod handle;
 mod job;
+mod log;
 mod received;
 mod refusal;
 mod request_id;
@@ -404,21 +405,28 @@ impl MockFal {
         self.shared.state().close_on_refusal = close;
     }
 
+    /// Whether the query, the headers and the body of each request are kept for [`received`](Self::received): the
+    /// body up to 1 MiB, and never the `authorization` header. `false` at first, as they may hold secrets.
+    pub fn keep_content(&self, keep: bool) {
+        self.shared.state().keep_content = keep;
+    }
+
     /// The last 10,000 requests, oldest first, in the order in which their heads arrived.
-    #[must_use]
+    ///
+    /// There are fewer if what they hold, [content](Self::keep_content) included, is longer than 16 MiB.
     pub fn received(&self) -> Vec<Received> {
-        self.shared.state().received()
+        self.shared.state().log.received()
     }
 
     /// Empties the log of [`received`](Self::received). [`requests`](Self::requests) goes on counting.
     pub fn clear_received(&self) {
-        self.shared.state().clear_received();
+        self.shared.state().log.clear();
     }
 
     /// How many requests have arrived since the start.
     #[must_use]
     pub fn requests(&self) -> u64 {
-        self.shared.state().requests()
+        self.shared.state().log.arrived()
     }
 
     /// How often an application was set to work since the start: by a run, a stream or a submit, even one that the

@@ -1,11 +1,14 @@
 //! From a request to its answer: the outline first, then each of its steps.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Version,
     header::{AUTHORIZATION, CONNECTION},
     request::Parts,
 };
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use serde_json::{Value, json};
 
 use super::{
@@ -21,24 +24,30 @@ use super::{
     socket::{self, Protocol, Socket},
     state::State,
     target::{Call, Host, Target, UPLOADS, authority},
-    upload,
+    upload::{self, Upload},
 };
+
+/// How much of a body is kept, in bytes, where content is kept.
+const MAX_KEPT: usize = 1024 * 1024;
+
+/// How much of a refused upload is read, in bytes, before it is cut off.
+const MAX_READ_ON: u64 = 16 * 1024 * 1024;
 
 /// The answer to a request, and what the connection becomes if that was a handshake and is accepted.
 pub(super) async fn handle(
     mut request: Request<Incoming>,
-    connection: &Connection,
+    connection: &Arc<Connection>,
 ) -> (Response<Body>, Option<Socket>) {
     let upgrade = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
     let target = Target::of(&head, &connection.plays);
     let credentials = credentials(&head, target.as_ref().ok());
     let shared = &connection.shared;
-    let (number, next, latency, closes) = {
+    let (number, next, latency, closes, keep_content) = {
         let mut state = shared.state();
         let number = log(&mut state, &head, &credentials);
         let next = decide(&mut state, &head, target, &credentials, connection);
-        (number, next, state.latency, state.close_on_refusal)
+        (number, next, state.latency, state.close_on_refusal, state.keep_content)
     };
 
     let mut close = false;
@@ -52,7 +61,7 @@ pub(super) async fn handle(
         Next::Answer(answer) => {
             close = closes && answer.is_refusal();
             if !close {
-                upload::discard(body, &connection.tasks);
+                read_on(body, number, keep_content, connection);
             }
             answer
         }
@@ -60,19 +69,23 @@ pub(super) async fn handle(
             socket = Some(Socket { upgrade, protocol, path: path.to_owned(), number });
             Answer::switching(headers)
         }
-        Next::Perform(target) => match upload::read(body, MAX_PARSED).await {
-            Ok(upload) => {
-                let output = output(target.path, upload.length, &upload.start);
-                perform(target, output, &head, number, connection)
+        Next::Perform(target) => {
+            let kept = if keep_content { MAX_KEPT } else { MAX_PARSED };
+            match upload::read(body, kept, u64::MAX).await {
+                Some(upload) => {
+                    let output = output(target.path, upload.length, &upload.start);
+                    log_body(upload, number, keep_content, connection);
+                    perform(target, output, &head, number, connection)
+                }
+                None => Answer::body_cut_off(),
             }
-            Err(_) => Answer::body_cut_off(),
-        },
+        }
     };
 
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
     }
-    shared.state().answered(number, answer.status);
+    shared.state().log.add_status(number, answer.status);
     let mut response = response(answer, number, connection);
     // HTTP/2 has no such header.
     if close && head.version < Version::HTTP_2 {
@@ -81,15 +94,49 @@ pub(super) async fn handle(
     (response, socket)
 }
 
+/// Logs that a request has arrived, and returns its number.
 fn log(state: &mut State, head: &Parts, credentials: &[HeaderValue]) -> u64 {
-    state.arrived(Received {
+    let mut received = Received {
         method: head.method.clone(),
         host: authority(head).to_owned(),
         path: head.uri.path().to_owned(),
         version: head.version,
         presented: state.presented(credentials),
         status: None,
-    })
+        query: None,
+        headers: HeaderMap::new(),
+        body_length: None,
+        body: None,
+    };
+    if state.keep_content {
+        received.query = head.uri.query().map(str::to_owned);
+        received.headers = head.headers.clone();
+        received.headers.remove(AUTHORIZATION);
+    }
+    state.log.add(received)
+}
+
+/// Logs that the body of a request has arrived.
+fn log_body(upload: Upload, number: u64, keep_content: bool, connection: &Connection) {
+    let body = keep_content.then(|| Bytes::from(upload.start));
+    connection.shared.state().log.add_body(number, upload.length, body);
+}
+
+/// Reads the rest of an upload that was answered already, next to the answer.
+///
+/// When a server stops reading, a client that only writes believes that the connection broke, and the answer is lost.
+/// When it reads on without end, anybody can keep it busy.
+fn read_on(body: Incoming, number: u64, keep_content: bool, connection: &Arc<Connection>) {
+    if body.is_end_stream() {
+        return log_body(Upload::default(), number, keep_content, connection);
+    }
+    let kept = if keep_content { MAX_KEPT } else { 0 };
+    let connection = Arc::clone(connection);
+    connection.tasks.clone().spawn(async move {
+        if let Some(upload) = upload::read(body, kept, MAX_READ_ON).await {
+            log_body(upload, number, keep_content, &connection);
+        }
+    });
 }
 
 /// What follows once the head of a request is known.

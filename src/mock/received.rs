@@ -1,29 +1,59 @@
 //! What the log says of a request.
 
-use http::{Method, StatusCode, Version};
+use std::fmt;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
 
 use crate::credential::KeyId;
 
-/// One request that arrived. It holds no secret: neither the credential nor the query is kept.
-#[derive(Clone, Debug)]
+/// One request that arrived.
+///
+/// Its credential is never kept. What else may be secret (the query, the headers, the body) is kept only after
+/// [`keep_content`](super::MockFal::keep_content), and `Debug` does not show it.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Received {
     /// The method.
     pub method: Method,
-    /// Whom the request was meant for: host and port of `:authority` or `host`, as they were sent. Empty if neither
-    /// was.
+    /// The host that the request was meant for, and its port: `:authority` or `host` as it was sent. It is empty if
+    /// the request had neither.
     pub host: String,
-    /// The path, never the query.
+    /// The path, without the query.
     pub path: String,
     /// [`Version::HTTP_11`] or [`Version::HTTP_2`], seldom anything else.
     pub version: Version,
-    /// The credential that it showed.
+    /// The credential of the request.
     pub presented: Presented,
-    /// The status that it was answered with. `None` until then, and for good if it was never answered.
+    /// The status that it was answered with. It is `None` until then, and stays `None` if there was no answer.
     pub status: Option<StatusCode>,
+    /// The query, as it was sent. `None` unless content is kept, or if there was none.
+    pub query: Option<String>,
+    /// The headers, but for `authorization`. Empty unless content is kept.
+    pub headers: HeaderMap,
+    /// How long the body was, in bytes. `None` until all of it has arrived; it stays `None` for a body that was cut
+    /// off or not read, and for a WebSocket.
+    pub body_length: Option<u64>,
+    /// The first MiB of the body. `None` unless content is kept, and as long as `body_length` is `None`.
+    pub body: Option<Bytes>,
 }
 
-/// The credential of a request, as far as it may be shown. The id is there if it was a well-formed key.
+impl fmt::Debug for Received {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Received")
+            .field("method", &self.method)
+            .field("host", &self.host)
+            .field("path", &self.path)
+            .field("version", &self.version)
+            .field("presented", &self.presented)
+            .field("status", &self.status)
+            .field("headers", &self.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>())
+            .field("body_length", &self.body_length)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The credential of a request, as far as it may be shown: the id of a key of the right form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Presented {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use http::{HeaderValue, StatusCode};
+use http::HeaderValue;
 use subtle::ConstantTimeEq as _;
 
 use super::{
@@ -10,13 +10,14 @@ use super::{
     by_path::ByPath,
     failure::{ErrorType, Failure, Lock, Point},
     job::Job,
-    received::{Presented, Received},
+    log::Log,
+    received::Presented,
     request_id::request_number,
 };
 use crate::credential::{Credential, KeyId};
 
-/// How many requests the log holds, and how many jobs the queue. The oldest goes first.
-const MAX_KEPT: usize = 10_000;
+/// How many jobs the queue holds. The oldest goes first.
+const MAX_JOBS: usize = 10_000;
 
 pub(super) struct State {
     grants: Vec<Grant>,
@@ -26,9 +27,9 @@ pub(super) struct State {
     failures: ByPath<Failing>,
     answers: ByPath<Answer>,
     pub(super) polls_until_completed: usize,
-    requests: u64,
     pub(super) runs: u64,
-    log: BTreeMap<u64, Received>,
+    pub(super) keep_content: bool,
+    pub(super) log: Log,
     jobs: BTreeMap<u64, Job>,
 }
 
@@ -54,9 +55,9 @@ impl Default for State {
             failures: ByPath::default(),
             answers: ByPath::default(),
             polls_until_completed: 3,
-            requests: 0,
             runs: 0,
-            log: BTreeMap::new(),
+            keep_content: false,
+            log: Log::default(),
             jobs: BTreeMap::new(),
         }
     }
@@ -109,45 +110,16 @@ impl State {
         self.answers.find(path, |_| true).cloned()
     }
 
-    /// Logs a request and gives it its number.
-    pub(super) fn arrived(&mut self, received: Received) -> u64 {
-        self.requests += 1;
-        keep(&mut self.log, self.requests, received);
-        self.requests
-    }
-
-    pub(super) fn answered(&mut self, number: u64, status: StatusCode) {
-        if let Some(received) = self.log.get_mut(&number) {
-            received.status = Some(status);
-        }
-    }
-
-    pub(super) fn received(&self) -> Vec<Received> {
-        self.log.values().cloned().collect()
-    }
-
-    pub(super) fn clear_received(&mut self) {
-        self.log.clear();
-    }
-
-    pub(super) fn requests(&self) -> u64 {
-        self.requests
-    }
-
     /// Puts a job into the queue, under the number of the request that submitted it.
     pub(super) fn submit(&mut self, number: u64, app: String, outcome: Result<Answer, ErrorType>) {
-        keep(&mut self.jobs, number, Job::new(app, outcome, self.polls_until_completed));
+        self.jobs.insert(number, Job::new(app, outcome, self.polls_until_completed));
+        if self.jobs.len() > MAX_JOBS {
+            self.jobs.pop_first();
+        }
     }
 
     pub(super) fn job(&mut self, app: &str, id: &str) -> Option<&mut Job> {
         self.jobs.get_mut(&request_number(id)?).filter(|job| job.app == app)
-    }
-}
-
-fn keep<T>(kept: &mut BTreeMap<u64, T>, number: u64, item: T) {
-    kept.insert(number, item);
-    if kept.len() > MAX_KEPT {
-        kept.pop_first();
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{state::State, *};
+use super::*;
 
 const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
 
@@ -357,24 +357,59 @@ async fn a_password_in_front_of_the_host_stays_out_of_the_log() {
     assert_eq!(fal.received()[0].host, "fal.run");
 }
 
-#[test]
-fn the_log_is_bounded_and_drops_the_oldest() {
-    let mut state = State::default();
-    for n in 0..10_001 {
-        let number = state.arrived(Received {
-            method: Method::GET,
-            host: String::new(),
-            path: n.to_string(),
-            version: Version::HTTP_11,
-            presented: Presented::Nothing,
-            status: None,
-        });
-        state.answered(number, StatusCode::OK);
+#[tokio::test]
+async fn content_is_kept_only_when_the_test_asks_for_it() {
+    let (fal, _credential) = accepting("id:secret").await;
+    for (keep, version) in [(false, Version::HTTP_11), (true, Version::HTTP_11), (true, Version::HTTP_2)] {
+        fal.clear_received();
+        fal.keep_content(keep);
+        for authorization in ["Key id:secret", "Key id:other-hush"] {
+            let mut request = authorized(Method::POST, fal.run_url("a/b?token=hush"), authorization);
+            request.headers_mut().insert("x-fal-queue-priority", "hush-low".parse().unwrap());
+            *request.body_mut() = Full::from(r#"{"prompt":"hush"}"#);
+            client(version).request(request).await.unwrap();
+        }
+        // The body of what was refused is read next to the answer.
+        until(|| fal.received().iter().all(|received| received.body_length.is_some())).await;
+        for received in fal.received() {
+            assert_eq!(received.query.as_deref(), keep.then_some("token=hush"));
+            assert_eq!(received.body.as_deref(), keep.then_some(br#"{"prompt":"hush"}"#.as_slice()));
+            assert_eq!(received.headers.get("x-fal-queue-priority").is_some(), keep);
+            assert_eq!(received.headers.get(header::AUTHORIZATION), None);
+            assert_eq!(received.body_length, Some(17));
+            let shown = format!("{received:?}");
+            assert!(!shown.contains("hush") && shown.contains("x-fal-queue-priority") == keep, "{shown}");
+        }
     }
-    state.answered(1, StatusCode::OK);
-    let log = state.received();
-    assert_eq!((log.len(), state.requests()), (10_000, 10_001));
-    assert_eq!((log[0].path.as_str(), log[9_999].path.as_str()), ("1", "10000"));
+}
+
+#[tokio::test]
+async fn of_a_long_body_the_beginning_is_kept() {
+    let (fal, _credential) = accepting("id:secret").await;
+    fal.keep_content(true);
+    let mut request = authorized(Method::PUT, fal.run_url("a/b"), "Key id:secret");
+    *request.body_mut() = Full::from([vec![b'x'; 1024 * 1024], vec![b'y'; 1024 * 1024]].concat());
+    let (status, output) = json(client(Version::HTTP_2).request(request).await.unwrap()).await;
+    assert_eq!((status, &output["bytes"]), (200, &json!(2 * 1024 * 1024)));
+    let received = fal.received().pop().unwrap();
+    assert_eq!(received.body_length, Some(2 * 1024 * 1024));
+    assert_eq!(received.body.unwrap(), vec![b'x'; 1024 * 1024]);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_arrive_is_not_in_the_log() {
+    let (fal, _credential) = accepting("id:secret").await;
+    fal.keep_content(true);
+    let mut raw = Raw::connect(fal.shared.run).await;
+    raw.write("POST /a/b HTTP/1.1\r\nhost: fal.run\r\nauthorization: Key id:secret\r\ncontent-length: 9\r\n\r\nhalf")
+        .await;
+    until(|| fal.requests() == 1).await;
+    drop(raw);
+    assert_eq!(post(fal.run_url("a/b"), "Key id:secret").await.0, 200);
+    let [cut, whole] = fal.received().try_into().unwrap();
+    assert_eq!((cut.body_length, cut.body), (None, None));
+    assert_eq!(whole.body_length, Some(18));
+    assert_eq!(fal.runs(), 1);
 }
 
 #[tokio::test]
