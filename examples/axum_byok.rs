@@ -16,7 +16,13 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::{collections::HashMap, fs, io, path::Path, process::ExitCode, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -29,6 +35,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use clap::Parser;
 use http_body_util::Full;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::{Value, json};
@@ -45,26 +52,36 @@ use tower_http::follow_redirect::{
     policy::{Action, Attempt, Policy, PolicyExt as _, Standard, clone_body_fn, redirect_fn},
 };
 
-use self::serve::{App, Upstream, climbs_out, problem};
+use self::serve::{App, Options, Upstream, climbs_out, problem};
 
 mod serve;
+mod terminal;
 
-const ABOUT: &str = "\
-A server that runs models with its tenants' own keys: POST /run/OWNER/APP with `authorization: Bearer TOKEN`. It needs:
-
-  --tenants DIR             a directory for each tenant, with its TOKEN in the file `token`, and its ID:SECRET, if it has
-                            one, in the file `fal_key`, read again whenever it changes
-";
+/// A server that runs models with its tenants' own keys: POST /run/OWNER/APP with `authorization: Bearer TOKEN`.
+///
+/// It needs --tenants, or --demo.
+#[derive(Parser)]
+struct Arguments {
+    /// A directory that has a directory for each tenant. In it, the file `token` holds the tenant's TOKEN, and the file
+    /// `fal_key` its ID:SECRET, if it has a key. The server reads the key again whenever it changes
+    #[arg(long, value_name = "DIR", conflicts_with = "demo", required_unless_present = "demo")]
+    tenants: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    serve::run(ABOUT, "--tenants", async |upstream| {
+    let Arguments { tenants, options } = match terminal::arguments() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    serve::run(options, async |upstream| {
         let tenants = if let Some(key) = upstream.demo_key("key-of-acme")? {
             let acme = tenant("acme", "token-of-acme", Some(CredentialStore::fixed(key)));
             Tenants::from_iter([acme, tenant("zeta", "token-of-zeta", None)])
         } else {
-            let directory = upstream.keys.as_deref().ok_or("whose keys? Say it with --tenants DIR, or try --demo")?;
-            read_tenants(directory).await?
+            read_tenants(&tenants.unwrap_or_default()).await?
         };
         let layer = FalLayer::per_request().auth(|auth| auth.origins(upstream.origins.clone()));
         let client = ServiceBuilder::new()

@@ -14,7 +14,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -24,6 +24,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use clap::Parser;
 use http_body_util::Full;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -36,16 +37,22 @@ use tower_fal::{
 };
 use tracing::warn;
 
-use self::serve::{App, Upstream, problem};
+use self::serve::{App, Options, Upstream, problem};
 
 mod serve;
+mod terminal;
 
-const ABOUT: &str = "\
-An image service over fal's queue: POST /images {\"prompt\":…}. It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or
-FAL_KEY_FILE, or one of these:
-
-  --key-file PATH           a file with ID:SECRET, read again whenever it changes
-";
+/// An image service over fal's queue: POST /images {"prompt":…}.
+///
+/// It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE, or --key-file, or --demo.
+#[derive(Parser)]
+struct Arguments {
+    /// A file with ID:SECRET. The server reads it again whenever it changes
+    #[arg(long, value_name = "PATH", conflicts_with = "demo")]
+    key_file: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+}
 
 /// Which model draws.
 const MODEL: &str = "fal-ai/flux/schnell";
@@ -61,8 +68,12 @@ const MAX_ANSWER: usize = 1024 * 1024;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    serve::run(ABOUT, "--key-file", async |upstream| {
-        let store = upstream.store().await?;
+    let Arguments { key_file, options } = match terminal::arguments() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    serve::run(options, async |upstream| {
+        let store = upstream.store(key_file.as_deref()).await?;
         let layer = tower_fal::layer(&store)
             .auth(|auth| auth.origins(upstream.origins.clone()))
             // Asking again how a job is doing costs nothing. A POST is never repeated: fal bills it.

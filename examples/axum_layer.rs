@@ -20,7 +20,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use axum::{
     Router,
@@ -34,6 +34,7 @@ use axum::{
     middleware::{Next, from_fn},
     response::{IntoResponse as _, Response},
 };
+use clap::Parser;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{
     ServiceBuilder, service_fn,
@@ -41,16 +42,22 @@ use tower::{
 };
 use tower_fal::{FalAuthError, FalAuthLayer};
 
-use self::serve::{App, Upstream, climbs_out, problem};
+use self::serve::{App, Options, Upstream, climbs_out, problem};
 
 mod serve;
+mod terminal;
 
-const ABOUT: &str = "\
-A server that forwards /layer/… and /client/… to fal, with its own key, to whoever can reach it. It needs FAL_KEY, or
-FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE, or one of these:
-
-  --key-file PATH           a file with ID:SECRET, read again whenever it changes
-";
+/// A server that forwards /layer/… and /client/… to fal with its own key, for everyone who can reach it.
+///
+/// It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE, or --key-file, or --demo.
+#[derive(Parser)]
+struct Arguments {
+    /// A file with ID:SECRET. The server reads it again whenever it changes
+    #[arg(long, value_name = "PATH", conflicts_with = "demo")]
+    key_file: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+}
 
 /// How fal is asked. Not by a `TRACE`, whose answer may hold the request as it came: with the key.
 const ASKED_BY: [Method; 6] = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS];
@@ -70,8 +77,12 @@ const RETURNED: [HeaderName; 6] = [
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    serve::run(ABOUT, "--key-file", async |upstream| {
-        let store = upstream.store().await?;
+    let Arguments { key_file, options } = match terminal::arguments() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    serve::run(options, async |upstream| {
+        let store = upstream.store(key_file.as_deref()).await?;
         let (run_url, origins) = (upstream.run_url.clone(), upstream.origins.clone());
         let to_fal = MapRequestLayer::new(move |request| to_fal(&run_url, request));
 

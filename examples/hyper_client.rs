@@ -1,7 +1,7 @@
 //! hyper-util's client, rustls and the environment's credential against the real fal.
 //!
 //! ```text
-//! cargo run --example hyper_client                                              asks whether fal takes the key; free
+//! cargo run --example hyper_client                                              asks whether fal accepts the key; free
 //! cargo run --example hyper_client -- fal-ai/flux/schnell '{"prompt":"a cat"}'  runs a model; fal bills it
 //! ```
 //!
@@ -10,61 +10,49 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::{env, error::Error, process::ExitCode};
+use std::{error::Error, process::ExitCode};
 
 use bytes::Bytes;
+use clap::Parser;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{ServiceBuilder, ServiceExt as _};
-use tower_fal::{CredentialStore, FalAuthLayer, auth::Stamp, error::report, source::EnvSource};
+use tower_fal::{CredentialStore, FalAuthLayer, auth::Stamp, source::EnvSource};
 
-/// The status of a request that nobody has made: 404 to whoever may ask, 401 to whoever may not. It runs nothing.
+use self::terminal::Printable;
+
+mod terminal;
+
+/// The status of a request that does not exist. fal answers 404 if it accepts the key, and 401 if not. It runs nothing.
 const PROBE: &str = "https://queue.fal.run/fal-ai/flux/requests/00000000-0000-4000-8000-000000000000/status";
 
-const HELP: &str = "\
-hyper-util's client, rustls and the environment's credential against the real fal.
-
-  cargo run --example hyper_client
-      asks whether fal takes the key; free
-  cargo run --example hyper_client -- fal-ai/flux/schnell '{\"prompt\":\"a cat\"}'
-      runs a model; fal bills it
-
-It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE.
-";
+/// Asks the real fal whether it accepts the key of this environment, which is free. With APP and INPUT it runs that app
+/// instead, and fal bills it.
+///
+/// It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE.
+#[derive(Parser)]
+struct Arguments {
+    /// The app to run, such as fal-ai/flux/schnell
+    #[arg(requires = "input")]
+    app: Option<String>,
+    /// Its input as JSON, such as {"prompt":"a cat"}
+    input: Option<String>,
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments: Vec<_> = env::args().skip(1).collect();
-    let run = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => None,
-        ["--help" | "-h"] => {
-            print!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
-        // What begins so is a mistaken option, and to fal it would be the name of an app.
-        [app, input] if !app.starts_with('-') => Some((app, input)),
-        _ => {
-            eprint!("{HELP}");
-            return ExitCode::from(2);
-        }
-    };
-    match call_fal(run).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{}", report(&*error));
-            ExitCode::FAILURE
-        }
-    }
+    terminal::run(async |arguments: Arguments| call_fal(arguments.app.zip(arguments.input)).await).await
 }
 
-/// Runs this app with this input, or asks whether it could.
-async fn call_fal(run: Option<(&str, &str)>) -> Result<(), Box<dyn Error>> {
+/// Runs this app with this input. Without one it asks whether fal accepts the key.
+async fn call_fal(run: Option<(String, String)>) -> Result<(), Box<dyn Error>> {
     let store = CredentialStore::builder(EnvSource::all()).build().await?;
-    println!("credential: {:?} from {}", store.load().credential(), store.status().source);
+    let credential = format!("{:?} from {}", store.load().credential(), store.status().source);
+    println!("credential: {}", Printable(&credential));
 
-    // Named, so that it does not matter which other providers are compiled in.
+    // rustls needs to be told its provider, because several may be compiled in.
     let connector = HttpsConnectorBuilder::new()
         .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
         .https_only()
@@ -79,7 +67,7 @@ async fn call_fal(run: Option<(&str, &str)>) -> Result<(), Box<dyn Error>> {
         None => Request::get(PROBE).body(Full::default())?,
         Some((app, input)) => Request::post(format!("https://fal.run/{app}"))
             .header("content-type", "application/json")
-            .body(Full::new(Bytes::copy_from_slice(input.as_bytes())))?,
+            .body(Full::new(Bytes::from(input)))?,
     };
     let probing = request.method() == http::Method::GET;
 
@@ -88,9 +76,9 @@ async fn call_fal(run: Option<(&str, &str)>) -> Result<(), Box<dyn Error>> {
     let body = response.into_body().collect().await?.to_bytes();
     match stamp {
         Some(stamp) => println!("fal refused {:?} from {} with {status}", stamp.key_id(), stamp.source()),
-        None if probing && status == StatusCode::NOT_FOUND => println!("fal takes this credential"),
+        None if probing && status == StatusCode::NOT_FOUND => println!("fal accepts this credential"),
         None => println!("{status}"),
     }
-    println!("{}", String::from_utf8_lossy(&body));
+    println!("{}", Printable(&String::from_utf8_lossy(&body)));
     Ok(())
 }

@@ -1,19 +1,19 @@
 //! A key that is rotated under load, without a network: `cargo run --example quickstart`.
 //!
-//! An in-process fal, a key file in a temporary directory, and a steady stream of requests through hyper-util's
-//! client and `tower_fal::layer`. The key in the file is swapped the way kubelet swaps a mounted Secret, and the old
-//! one is revoked at fal: first after the swap, then before it. The stream goes on. In the end the account is locked,
-//! and the error says what to do. It ends by itself in a few seconds.
+//! It starts a fal in this process, writes a key file into a temporary directory, and sends a steady stream of requests
+//! through hyper-util's client and `tower_fal::layer`. Then it swaps the key in the file, as kubelet swaps a mounted
+//! Secret, and revokes the old key at fal: once after the swap, and once before it. No request fails. At the end the
+//! account is locked, and the error says what to do. It takes a few seconds.
 
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout)] // an example is there to be read
+#![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
 use std::{
     collections::BTreeMap,
-    env,
     error::Error,
     fs, io,
     path::Path,
+    process::ExitCode,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -22,6 +22,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use clap::Parser;
 use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::{
@@ -38,22 +39,24 @@ use tower_fal::{
     source::FileSource,
 };
 
-/// The concrete type of the client: what a struct field would say.
+mod terminal;
+
+/// The concrete type of the client, as a struct field would name it.
 type FalHttp = FalRetry<FalAuth<Client<HttpConnector, ReplayBody<Full<Bytes>>>>>;
 
 const STREAMS: u64 = 4;
 const PHASE: Duration = Duration::from_millis(800);
 
+/// Rotates a key under load, against a fal in this process. It takes no arguments.
+#[derive(Parser)]
+struct Arguments {}
+
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    match env::args().nth(1).as_deref() {
-        None => {}
-        Some("--help" | "-h") => {
-            println!("A key rotated under load, against a fal in this process. It takes no arguments.");
-            return Ok(());
-        }
-        Some(_) => return Err("it takes no arguments".into()),
-    }
+async fn main() -> ExitCode {
+    terminal::run(async |_: Arguments| rotate().await).await
+}
+
+async fn rotate() -> Result<(), Box<dyn Error>> {
     let [first, second, third] = [
         Credential::key("first-key:quickstart-secret-1")?,
         Credential::key("second-key:quickstart-secret-2")?,
@@ -66,7 +69,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let volume = tempfile::tempdir()?;
     write_like_kubelet(volume.path(), "first-key:quickstart-secret-1\n")?;
 
-    // What a server does when it starts. It polls every 5 s unless told otherwise.
+    // A server does this when it starts. The default interval is 5 s.
     let source = FileSource::new(volume.path().join("fal_key")).poll_every(Duration::from_millis(100));
     let store = CredentialStore::builder(source).build().await?;
     let client: FalHttp = ServiceBuilder::new()
@@ -75,11 +78,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let load = Load::start(&client, &fal);
 
-    println!("1  The file holds first-key, and fal knows it.");
+    println!("1  The file holds first-key, and fal accepts it.");
     tokio::time::sleep(PHASE).await;
     print_phase(&fal);
 
-    println!("2  kubelet swaps second-key in; fal knows both.");
+    println!("2  kubelet puts second-key into the file; fal accepts both.");
     fal.accept(&second);
     let swapped = Instant::now();
     write_like_kubelet(volume.path(), "second-key:quickstart-secret-2\n")?;
@@ -87,13 +90,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tokio::time::sleep(PHASE).await;
     print_phase(&fal);
 
-    println!("3  first-key is revoked at fal.");
+    println!("3  fal revokes first-key.");
     fal.revoke(&first);
     tokio::time::sleep(PHASE).await;
     print_phase(&fal);
 
-    println!("4  second-key is revoked as well, before third-key is in the file: requests are refused, wait,");
-    println!("   and are sent again.");
+    println!("4  fal revokes second-key as well, before third-key is in the file. Requests are refused, wait,");
+    println!("   and are replayed with third-key.");
     let revoked = Instant::now();
     fal.accept(&third);
     fal.revoke(&second);
@@ -109,11 +112,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
         return Err("a rotation must not cost a request".into());
     }
 
-    println!("5  The account is locked. Another key would not help, so nothing is reloaded or sent again:");
+    println!("5  fal locks the account. Another key would not help, so nothing is reloaded or replayed:");
     fal.lock(Lock::ExhaustedBalance);
     match send(client, &fal.run_url("/fal-ai/flux/dev")).await {
         Err(FalAuthError::Forbidden(refusal)) => println!("   {:?}\n   {refusal}", refusal.reason()),
-        other => return Err(format!("expected a refusal, and not {other:?}").into()),
+        other => return Err(format!("fal should have refused the request. The result is {other:?}").into()),
     }
     Ok(())
 }
@@ -121,11 +124,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
 /// Waits until the store has the key, and says how long that took.
 async fn in_use(store: &CredentialStore, key: &str, since: Instant, what: &str) -> Result<(), Box<dyn Error>> {
     store.subscribe().wait_for(|status| status.key_id.as_ref().is_some_and(|id| id.as_str() == key)).await?;
-    println!("   {key} is in use {} ms after {what} (the file is looked at every 100 ms)", since.elapsed().as_millis());
+    println!(
+        "   {key} is in use {} ms after {what} (the store reads the file every 100 ms)",
+        since.elapsed().as_millis()
+    );
     Ok(())
 }
 
-/// Streams of requests that go on until they are stopped.
+/// Streams of requests, which run until they are stopped.
 struct Load {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
@@ -167,11 +173,11 @@ async fn send(client: FalHttp, url: &http::Uri) -> Result<bool, FalAuthError> {
     *request.uri_mut() = url.clone();
     let response = client.oneshot(request).await?;
     let ok = response.status().is_success();
-    // To its end, so that the connection is used again.
+    // Read the whole body, so that the connection is reused.
     Ok(ok && response.into_body().collect().await.is_ok())
 }
 
-/// What fal saw since the last phase: how many requests with which key, and how many it refused.
+/// Prints what fal saw in this phase: how many requests with which key, and how many of them it refused.
 fn print_phase(fal: &MockFal) {
     let received = fal.received();
     fal.clear_received();
@@ -185,8 +191,8 @@ fn print_phase(fal: &MockFal) {
     println!("   fal saw {}; {refused} refused\n", by_key.join(", "));
 }
 
-/// A new directory, a link to it under a temporary name, and one rename: every reader sees the old content or the
-/// new one, never something in between.
+/// Makes a new directory and a link to it under a temporary name, and renames the link. Every reader sees the old
+/// content or the new content.
 #[cfg(unix)]
 fn write_like_kubelet(volume: &Path, key: &str) -> io::Result<()> {
     use std::os::unix::fs::symlink;
@@ -204,7 +210,7 @@ fn write_like_kubelet(volume: &Path, key: &str) -> io::Result<()> {
     }
 }
 
-/// Links need privileges here: a rename over the file, which is as whole.
+/// Links need privileges here. A rename over the file is atomic too.
 #[cfg(not(unix))]
 fn write_like_kubelet(volume: &Path, key: &str) -> io::Result<()> {
     fs::write(volume.join("fal_key.new"), key)?;

@@ -1,67 +1,55 @@
-//! Server-sent events through `tower_fal::layer`, each printed as it arrives.
+//! Server-sent events through `tower_fal::layer`. Each one is printed as soon as it arrives.
 //!
 //! ```text
 //! cargo run --example stream                                                          a fal in this process
 //! cargo run --example stream -- --live fal-ai/any-llm/stream '{"prompt":"a haiku"}'   the real one, which bills it
 //! ```
 //!
-//! The first needs no network and no arguments: there an event is sent only once the one before it was printed. The
-//! second needs `FAL_KEY`, or `FAL_KEY_ID` and `FAL_KEY_SECRET`, or `FAL_KEY_FILE`.
+//! The first command needs no key, no network and no arguments: its fal sends an event only after the previous one was
+//! printed. The second command needs `FAL_KEY`, or `FAL_KEY_ID` and `FAL_KEY_SECRET`, or `FAL_KEY_FILE`.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::{env, error::Error, process::ExitCode};
+use std::{error::Error, process::ExitCode};
 
 use bytes::Bytes;
+use clap::Parser;
 use http::{Request, Uri, header::CONTENT_TYPE};
 use http_body_util::{BodyExt as _, Full};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{ServiceBuilder, ServiceExt as _};
-use tower_fal::{Credential, CredentialStore, error::report, mock::MockFal, origin::FalOrigins, source::EnvSource};
+use tower_fal::{Credential, CredentialStore, mock::MockFal, origin::FalOrigins};
 
-/// The longest event that is taken, in bytes.
+use self::{
+    demo::{Live, Target},
+    terminal::Printable,
+};
+
+mod demo;
+mod terminal;
+
+/// The longest event that is read, in bytes.
 const MAX_EVENT: usize = 16 * 1024 * 1024;
 
-const HELP: &str = "\
-Server-sent events, each printed as it arrives.
-
-  cargo run --example stream
-      a fal in this process: no key, no network
-  cargo run --example stream -- --live fal-ai/any-llm/stream '{\"prompt\":\"a haiku\"}'
-      the real one, which bills it; needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE
-";
+/// Prints server-sent events as they arrive.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    target: Target,
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments: Vec<_> = env::args().skip(1).collect();
-    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] | ["--demo"] => demo().await,
-        ["--live", app, input] => live(app, input).await,
-        ["--help" | "-h"] => {
-            print!("{HELP}");
-            return ExitCode::SUCCESS;
+    terminal::run(async |arguments: Arguments| match arguments.target.live().await? {
+        None => demo().await,
+        Some(Live { store, app, input }) => {
+            let url = format!("https://fal.run/{app}").parse()?;
+            stream(&store, FalOrigins::new(), url, &input, |event| println!("{}", Printable(event))).await
         }
-        _ => {
-            eprint!("{HELP}");
-            return ExitCode::from(2);
-        }
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{}", report(&*error));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn live(app: &str, input: &str) -> Result<(), Box<dyn Error>> {
-    let store = CredentialStore::builder(EnvSource::all()).build().await?;
-    println!("credential: {:?} from {}", store.load().credential(), store.status().source);
-    let url = format!("https://fal.run/{app}").parse()?;
-    stream(&store, FalOrigins::new(), url, input, |event| println!("{event}")).await
+    })
+    .await
 }
 
 async fn demo() -> Result<(), Box<dyn Error>> {
@@ -73,16 +61,16 @@ async fn demo() -> Result<(), Box<dyn Error>> {
     let url = fal.run_url("/fal-ai/any-llm/stream");
     let mut seen = 0;
     stream(&store, FalOrigins::new().loopback_http(), url, r#"{"prompt":"a haiku"}"#, |event| {
-        println!("{event}");
+        println!("{}", Printable(event));
         seen += 1;
         fal.hold_events_after(seen + 1);
     })
     .await?;
-    println!("{seen} events, each sent after the one before it was here");
+    println!("{seen} events, and fal sent each one only after the previous one was printed");
     Ok(())
 }
 
-/// Runs an app that streams, and hands each event's data on as soon as it is there.
+/// Runs an app that streams, and calls `on_event` with the data of each event as soon as it is complete.
 async fn stream(
     store: &CredentialStore,
     origins: FalOrigins,
@@ -117,7 +105,7 @@ async fn stream(
     Ok(())
 }
 
-/// What has come of an event so far. A frame of the body may hold a part of one, or several.
+/// The part of an event that has arrived so far. A frame of the body holds a part of an event, or several events.
 #[derive(Default)]
 struct Events {
     line: Vec<u8>,
@@ -139,7 +127,7 @@ impl Events {
         Ok(())
     }
 
-    /// Data ends with an empty line. Comments and the other fields are passed over.
+    /// An empty line ends an event. Comments and fields other than `data` are ignored.
     fn end_of_line(&mut self, on_event: &mut impl FnMut(&str)) -> Result<(), Box<dyn Error>> {
         let line = std::mem::take(&mut self.line);
         let line = str::from_utf8(line.strip_suffix(b"\r").unwrap_or(&line))?;

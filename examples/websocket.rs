@@ -5,19 +5,18 @@
 //! cargo run --example websocket -- --live fal-ai/flux/schnell '{"prompt":"a cat"}'    the real one, which bills it
 //! ```
 //!
-//! The first needs no network and no arguments. The second needs `FAL_KEY`, or `FAL_KEY_ID` and `FAL_KEY_SECRET`, or
-//! `FAL_KEY_FILE`.
+//! The first command needs no key, no network and no arguments. The second command needs `FAL_KEY`, or `FAL_KEY_ID` and
+//! `FAL_KEY_SECRET`, or `FAL_KEY_FILE`.
 //!
-//! `wss://ws.fal.run/{app}` is HTTP over a WebSocket: each message is the body of a request, and what comes back is a
-//! `start`, the body of the response, and an `end`. The realtime protocol, `wss://fal.run/{app}/realtime`, differs in
-//! its messages and not in its handshake.
+//! `wss://ws.fal.run/{app}` is HTTP over a WebSocket: each message is the body of a request, and the answer is a
+//! `start`, the body of the response, and an `end`. The realtime protocol, `wss://fal.run/{app}/realtime`, has other
+//! messages and the same handshake.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
 use std::{
     convert::Infallible,
-    env,
     error::Error,
     fs,
     path::Path,
@@ -29,6 +28,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use clap::Parser;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::{Request, Response, Uri};
 use http_body::{Body, Frame};
@@ -42,53 +42,36 @@ use tokio_tungstenite::{
 };
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_fal::{
-    Credential, CredentialStore, FalAuthError, FalAuthLayer, FalLayer,
-    error::report,
-    mock::MockFal,
-    origin::FalOrigins,
-    retry::ReplayBody,
-    source::{EnvSource, FileSource},
+    Credential, CredentialStore, FalAuthError, FalAuthLayer, FalLayer, mock::MockFal, origin::FalOrigins,
+    retry::ReplayBody, source::FileSource,
 };
 
-const HELP: &str = "\
-WebSockets to fal, whose handshakes carry a store's credential.
+use self::{
+    demo::{Live, Target},
+    terminal::Printable,
+};
 
-  cargo run --example websocket
-      a fal in this process: no key, no network
-  cargo run --example websocket -- --live fal-ai/flux/schnell '{\"prompt\":\"a cat\"}'
-      the real one, which bills it; needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE
-";
+mod demo;
+mod terminal;
+
+/// Opens WebSockets to fal, whose handshakes carry a store's credential.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    target: Target,
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments: Vec<_> = env::args().skip(1).collect();
-    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] | ["--demo"] => demo().await,
-        ["--live", app, input] => live(app, input).await,
-        ["--help" | "-h"] => {
-            print!("{HELP}");
-            return ExitCode::SUCCESS;
+    terminal::run(async |arguments: Arguments| match arguments.target.live().await? {
+        None => demo().await,
+        Some(Live { store, app, input }) => {
+            let fal = Fal { layer: tower_fal::layer(&store), connector: connector()? };
+            let mut socket = fal.connect(&format!("wss://ws.fal.run/{app}").parse()?).await?;
+            ask(&mut socket, &input).await
         }
-        _ => {
-            eprint!("{HELP}");
-            return ExitCode::from(2);
-        }
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{}", report(&*error));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn live(app: &str, input: &str) -> Result<(), Box<dyn Error>> {
-    let store = CredentialStore::builder(EnvSource::all()).build().await?;
-    println!("credential: {:?} from {}", store.load().credential(), store.status().source);
-    let fal = Fal { layer: tower_fal::layer(&store), connector: connector()? };
-    let mut socket = fal.connect(&format!("wss://ws.fal.run/{app}").parse()?).await?;
-    ask(&mut socket, input).await
+    })
+    .await
 }
 
 async fn demo() -> Result<(), Box<dyn Error>> {
@@ -100,16 +83,16 @@ async fn demo() -> Result<(), Box<dyn Error>> {
     let file = directory.path().join("fal_key");
     write(&file, "first-key:websocket-secret-1\n")?;
 
-    // Every 5 s unless told otherwise. Here only when a refusal has it look, for you to see that.
+    // The default interval is 5 s. With this one the store reads the file again only after a refusal.
     let source = FileSource::new(&file).poll_every(Duration::from_secs(60 * 60));
     let store = CredentialStore::builder(source).build().await?;
-    // The default admits `wss` to fal and nothing else; a mock speaks `ws`.
+    // The default policy admits `wss` to fal only, and the mock speaks `ws`.
     let origins = FalOrigins::new().loopback_http();
     let auth = FalAuthLayer::new(store.clone()).origins(origins.clone());
     let fal = Fal { layer: tower_fal::layer(&store).auth(|auth| auth.origins(origins)), connector: connector()? };
     let url = mock.ws_url("/fal-ai/flux/dev");
 
-    println!("1  By hand: authorize() puts the credential on a handshake, and the rest is yours.");
+    println!("1  By hand: authorize() puts the credential on a handshake, and you do the rest.");
     let mut handshake = (&url).into_client_request()?;
     assert!(auth.authorize(&mut handshake));
     let (mut socket, _) = connect_async_tls_with_config(handshake, None, true, Some(fal.connector.clone())).await?;
@@ -120,46 +103,46 @@ async fn demo() -> Result<(), Box<dyn Error>> {
     println!("   authorize() says {}\n", auth.authorize(&mut handshake));
 
     println!(
-        "3  With the layer. second-key is in the file, and first-key is revoked, before the store has looked again."
+        "3  With the layer. The file holds second-key and fal has revoked first-key, but the store still has first-key."
     );
     write(&file, "second-key:websocket-secret-2\n")?;
     mock.accept(&second);
     mock.revoke(&first);
     let mut socket = fal.connect(&url).await?;
     ask(&mut socket, r#"{"prompt":"a lighthouse at night"}"#).await?;
-    println!("   from then on it is {:?}\n", store.load().credential());
+    println!("   the store now has {:?}\n", store.load().credential());
 
-    println!("4  second-key is revoked, and the file has no other.");
+    println!("4  fal has revoked second-key, and the file holds no other.");
     mock.revoke(&second);
     match fal.connect(&url).await {
         Err(FalAuthError::Unauthorized(refusal)) => println!("   {:?}: {refusal}", refusal.reason()),
-        other => return Err(format!("expected a refusal, and not {other:?}").into()),
+        other => return Err(format!("fal should have refused the handshake. The result is {other:?}").into()),
     }
     Ok(())
 }
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// What a server keeps to open sockets with.
+/// What a server keeps in order to open sockets.
 struct Fal {
     layer: FalLayer,
     connector: Connector,
 }
 
 impl Fal {
-    /// A handshake is a request like any other, so the layer does for it what it does for all of them.
+    /// A handshake is a request, so the layer reloads and replays it like any other request.
     async fn connect(&self, url: &Uri) -> Result<Socket, FalAuthError> {
         let connector = self.connector.clone();
         let sockets = self.layer.layer(service_fn(move |request| handshake(request, connector.clone())));
         let request = url.into_client_request().map_err(|error| FalAuthError::Transport(error.into()))?;
         match sockets.oneshot(request.map(|()| Empty::new())).await?.into_body() {
             Answer::Opened(socket) => Ok(*socket),
-            Answer::Refused(_) => Err(FalAuthError::Transport("fal opened no socket".into())),
+            Answer::Refused(_) => Err(FalAuthError::Transport("fal did not open a socket".into())),
         }
     }
 }
 
-/// tokio-tungstenite as a service: a refusal is an answer, and not an error.
+/// tokio-tungstenite as a service. It returns a refusal as a response and not as an error.
 async fn handshake(
     request: Request<ReplayBody<Empty<Bytes>>>,
     connector: Connector,
@@ -167,14 +150,14 @@ async fn handshake(
     match connect_async_tls_with_config(request.map(drop), None, true, Some(connector)).await {
         Ok((socket, response)) => Ok(response.map(|_| Answer::Opened(Box::new(socket)))),
         Err(tungstenite::Error::Http(response)) => {
-            // What came along with the head: mostly all of it.
+            // The part of the body that arrived together with the head, which is usually all of it.
             Ok(response.map(|body| Answer::Refused(Full::from(body.unwrap_or_default()))))
         }
         Err(error) => Err(error),
     }
 }
 
-/// What a handshake is answered with.
+/// The body of the response to a handshake.
 enum Answer {
     Opened(Box<Socket>),
     Refused(Full<Bytes>),
@@ -192,7 +175,7 @@ impl Body for Answer {
     }
 }
 
-/// rustls, with its provider named, so that it does not matter which others are compiled in. `ws` goes without.
+/// rustls. Its provider is named here, because several may be compiled in. `ws` does not use it.
 fn connector() -> Result<Connector, rustls::Error> {
     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -202,14 +185,14 @@ fn connector() -> Result<Connector, rustls::Error> {
     Ok(Connector::Rustls(Arc::new(config)))
 }
 
-/// Sends one request, and prints what comes as it comes.
+/// Sends one request, and prints each message of the answer as soon as it arrives.
 async fn ask(socket: &mut Socket, input: &str) -> Result<(), Box<dyn Error>> {
     socket.send(Message::text(input)).await?;
     while let Some(message) = socket.next().await {
         match message? {
             Message::Text(text) => {
-                println!("   {}", text.trim_end());
-                // A message of fal's own, and not the application's: it says so by having both.
+                println!("   {}", Printable(text.trim_end()));
+                // Only messages of fal itself have both fields.
                 let meta: Value = serde_json::from_str(&text).unwrap_or_default();
                 if meta["type"] == "end" && meta["request_id"].is_string() {
                     println!();
@@ -220,10 +203,10 @@ async fn ask(socket: &mut Socket, input: &str) -> Result<(), Box<dyn Error>> {
             _ => {}
         }
     }
-    Err("the socket was closed before the end of the answer".into())
+    Err("the socket was closed before the answer was complete".into())
 }
 
-/// A rename, so that nobody reads half a key.
+/// Renames a complete file into place, so that nobody reads half a key.
 fn write(file: &Path, key: &str) -> std::io::Result<()> {
     let new = file.with_extension("new");
     fs::write(&new, key)?;

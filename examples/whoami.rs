@@ -2,23 +2,27 @@
 //!
 //! Prints one line of JSON, never the secret:
 //! `{"scheme":"Key","source":"env:FAL_KEY","key_id":"…","value_sha256":"…"}`, where `value_sha256` is the SHA-256 of
-//! the value without its scheme, in hex, so that it can be compared with what somebody else holds. When there is no
+//! the value without its scheme, in hex, so that you can compare it with the one of another machine. When there is no
 //! usable credential it prints `{"error":"…"}` and exits with 1.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::{env, error::Error, process::ExitCode};
+use std::{error::Error, process::ExitCode};
 
+use clap::Parser;
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tower_fal::{CredentialStore, error::report, source::EnvSource};
 
-const HELP: &str = "\
-Which credential this environment resolves to, and from where, as one line of JSON without the secret. It takes no
-arguments. It looks at FAL_KEY, at FAL_KEY_ID and FAL_KEY_SECRET, and at the file that FAL_KEY_FILE names.
-";
+mod terminal;
+
+/// Prints which credential this environment resolves to, and from where, as one line of JSON without the secret.
+///
+/// It reads FAL_KEY, then FAL_KEY_ID and FAL_KEY_SECRET, then the file that FAL_KEY_FILE names. It takes no arguments.
+#[derive(Parser)]
+struct Arguments {}
 
 #[derive(Serialize)]
 struct Found {
@@ -30,16 +34,8 @@ struct Found {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    match env::args().nth(1).as_deref() {
-        None => {}
-        Some("--help" | "-h") => {
-            print!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
-        Some(_) => {
-            eprint!("{HELP}");
-            return ExitCode::from(2);
-        }
+    if let Err(code) = terminal::arguments::<Arguments>() {
+        return code;
     }
     match whoami().await {
         Ok(found) => {

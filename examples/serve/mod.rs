@@ -8,7 +8,7 @@
 //!   finish (`--drain-timeout`). A second signal ends it at once.
 
 use std::{
-    env, io,
+    io,
     net::SocketAddr,
     process::ExitCode,
     sync::{
@@ -48,8 +48,7 @@ use tracing::{Level, Span, info, info_span, warn};
 mod options;
 mod upstream;
 
-use self::options::Options;
-pub(crate) use self::upstream::Upstream;
+pub(crate) use self::{options::Options, upstream::Upstream};
 
 /// The longest body that a request may have, in bytes.
 const MAX_BODY: usize = 1024 * 1024;
@@ -75,27 +74,12 @@ impl App {
     }
 }
 
-/// The whole of `main`: arguments, log, whatever `build` makes, and then requests until a signal ends it.
-pub(crate) async fn run(
-    about: &str,
-    keys: &'static str,
-    build: impl AsyncFnOnce(&Upstream) -> Result<App, BoxError>,
-) -> ExitCode {
-    let options = match Options::parse(env::args().skip(1), keys) {
-        Ok(Some(options)) => options,
-        Ok(None) => {
-            print!("{about}{}", options::HELP);
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => {
-            eprintln!("{error}\nSee --help.");
-            return ExitCode::from(2);
-        }
-    };
-    // Standard output has the address, for whoever started this.
+/// The whole of `main` after the arguments: starts the log, builds the app, and serves it until a signal ends it.
+pub(crate) async fn run(options: Options, build: impl AsyncFnOnce(&Upstream) -> Result<App, BoxError>) -> ExitCode {
+    // Standard output is for the address: programs that start this one read it there.
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
     let served = async {
-        // The mock of --demo lives in it.
+        // It keeps the mock of --demo alive.
         let upstream = Upstream::new(&options).await?;
         let app = build(&upstream).await?;
         serve(&options, app).await

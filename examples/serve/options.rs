@@ -1,74 +1,66 @@
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, str::FromStr, time::Duration};
 
-/// What each of the examples says below what it says about itself.
-pub(crate) const HELP: &str = "
-  --demo                    against a fal in this process: no key, no network
-  --listen ADDR             [127.0.0.1:3000; with port 0, a free one]
-  --fal-run-url URL         in place of https://fal.run: https, or http on this machine; the key goes there
-  --fal-queue-url URL       in place of https://queue.fal.run
-  --request-timeout SECONDS until its answer begins, how long a request may take [20]
-  --drain-delay SECONDS     after a SIGTERM, how long to go on while `/readyz` says 503 [3]
-  --drain-timeout SECONDS   and then, how long what is open may take [25]
-  --help                    this
+use axum::http::Uri;
+use clap::Args;
+use tower_fal::{error::BoxError, origin::FalOrigins};
 
-Once it listens it prints one line, `listening on http://127.0.0.1:3000`; the log goes to standard error.
-`/healthz` and `/readyz` are there for probes. SIGTERM or ctrl-c end it, a second one at once.
-";
-
-/// What is asked for on the command line.
+/// The arguments of every server. Each example adds where its keys are.
+#[derive(Args)]
+#[command(after_help = "\
+When the server is ready it prints one line, `listening on http://127.0.0.1:3000`. The log goes to
+standard error. `/healthz` and `/readyz` are for probes. SIGTERM or ctrl-c starts the shutdown, and
+a second one ends it at once.")]
 pub(crate) struct Options {
-    pub(crate) listen: SocketAddr,
+    /// Use a fal inside this process, with keys of its own: it needs no key and no network
+    #[arg(long)]
     pub(crate) demo: bool,
-    /// Where the keys are, if not in the environment.
-    pub(crate) keys: Option<PathBuf>,
-    pub(crate) run_url: Option<String>,
-    pub(crate) queue_url: Option<String>,
+    /// Where to listen. With port 0 the system chooses a free port
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:3000")]
+    pub(crate) listen: SocketAddr,
+    /// A URL in place of https://fal.run. The key is sent there, so it must be https, or http on this machine
+    #[arg(long, value_name = "URL", conflicts_with = "demo")]
+    pub(crate) fal_run_url: Option<BaseUrl>,
+    /// A URL in place of https://queue.fal.run
+    #[arg(long, value_name = "URL", conflicts_with = "demo")]
+    pub(crate) fal_queue_url: Option<BaseUrl>,
+    /// How long a request may take until its answer begins
+    // Shorter than the drain, so that a shutdown interrupts no request.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true, default_value = "20")]
     pub(crate) request_timeout: Duration,
+    /// How long to go on accepting connections after SIGTERM, while `/readyz` says 503
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true, default_value = "3")]
     pub(crate) drain_delay: Duration,
+    /// How long open requests may take after that
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true, default_value = "25")]
     pub(crate) drain_timeout: Duration,
 }
 
-impl Options {
-    /// `keys` is the name of the option that says where the keys are. `None` asks for help. An error shows nothing that
-    /// may be a key.
-    pub(crate) fn parse(arguments: impl Iterator<Item = String>, keys: &'static str) -> Result<Option<Self>, String> {
-        let mut options = Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
-            demo: false,
-            keys: None,
-            run_url: None,
-            queue_url: None,
-            // Less than a drain, so that a shutdown cuts nothing short.
-            request_timeout: Duration::from_secs(20),
-            drain_delay: Duration::from_secs(3),
-            drain_timeout: Duration::from_secs(25),
+fn seconds(text: &str) -> Result<Duration, &'static str> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.ok_or("it must be a number of seconds")
+}
+
+/// A URL that stands for one of fal's. Only one that may see a key can be made.
+#[derive(Clone)]
+pub(crate) struct BaseUrl {
+    /// Such as `https://gateway.example.com:8443`.
+    pub(crate) origin: String,
+    /// The origin and the path, without a slash at the end.
+    pub(crate) url: String,
+}
+
+impl FromStr for BaseUrl {
+    type Err = BoxError;
+
+    fn from_str(text: &str) -> Result<Self, BoxError> {
+        let url: Uri = text.parse().map_err(|_| "it is not a URL")?;
+        let (Some(scheme), Some(authority), None) = (url.scheme(), url.authority(), url.query()) else {
+            return Err("it must be like https://host/path".into());
         };
-        let mut arguments = arguments.zip(1..);
-        while let Some((name, at)) = arguments.next() {
-            let mut value = || arguments.next().map(|(value, _)| value).ok_or_else(|| format!("{name} needs a value"));
-            let seconds = |value: String| {
-                let seconds = value.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-                seconds.ok_or_else(|| format!("{name} needs a number of seconds"))
-            };
-            match name.as_str() {
-                "--demo" => options.demo = true,
-                "--listen" => {
-                    let address = value()?.parse();
-                    options.listen = address.map_err(|_| "--listen needs an IP address and a port".to_owned())?;
-                }
-                "--fal-run-url" => options.run_url = Some(value()?),
-                "--fal-queue-url" => options.queue_url = Some(value()?),
-                "--request-timeout" => options.request_timeout = seconds(value()?)?,
-                "--drain-delay" => options.drain_delay = seconds(value()?)?,
-                "--drain-timeout" => options.drain_timeout = seconds(value()?)?,
-                "--help" | "-h" => return Ok(None),
-                _ if name == keys => options.keys = Some(value()?.into()),
-                _ => return Err(format!("argument {at} is no option; the value of one is an argument of its own")),
-            }
-        }
-        if options.demo && (options.keys.is_some() || options.run_url.is_some() || options.queue_url.is_some()) {
-            return Err(format!("--demo brings its own fal and its own keys: no {keys} and no URLs beside it"));
-        }
-        Ok(Some(options))
+        let origin = format!("{scheme}://{authority}");
+        // The policy refuses an origin to which the key would go in clear.
+        let _ = FalOrigins::new().and(&origin)?;
+        let url = format!("{origin}{}", url.path().trim_end_matches('/'));
+        Ok(Self { origin, url })
     }
 }

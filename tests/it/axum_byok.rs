@@ -204,5 +204,5 @@ async fn tenants_that_cannot_be_told_apart_or_have_half_a_key_end_it_before_it_s
         assert!(told.contains(says) && !told.contains("hush") && !told.contains("secret-of"), "{told}");
     }
     let (code, _, told) = gives_up(app("axum_byok").env("FAL_KEY", key_text(HOUSE))).await;
-    assert!(code == Some(1) && told.contains("--tenants DIR"), "{told}");
+    assert!(code == Some(2) && told.contains("--tenants <DIR> is missing"), "{told}");
 }

@@ -239,29 +239,29 @@ async fn a_request_id_is_the_callers_if_it_looks_like_one() {
 }
 
 #[tokio::test]
-async fn what_is_missing_or_mistaken_is_said_and_no_word_of_what_may_be_a_key() {
+async fn an_error_at_start_names_the_option_and_not_the_value() {
     let file = KeyFile::new("hush");
     let file = file.path();
     let file = file.to_str().unwrap();
     for (code, arguments, says) in [
         (1, vec![], "set FAL_KEY"),
-        (1, vec![], "or --demo"),
+        (1, vec![], "Or use --key-file PATH, or --demo."),
         (1, vec!["--key-file", file], "holds no credential"),
         (1, vec!["--demo", "--listen", "192.0.2.1:1"], "cannot listen on 192.0.2.1:1"),
-        (1, vec!["--key-file", file, "--fal-run-url", "http://hush.example"], "--fal-run-url: the origin would carry"),
+        (2, vec!["--fal-run-url", "http://hush.example"], "--fal-run-url <URL> cannot be used: the origin would carry"),
         (
-            1,
-            vec!["--key-file", file, "--fal-queue-url", "https://hush:hush@fal.run"],
-            "--fal-queue-url: the origin is not",
+            2,
+            vec!["--fal-queue-url=https://hush:hush@fal.run"],
+            "--fal-queue-url <URL> cannot be used: the origin is not",
         ),
-        (1, vec!["--key-file", file, "--fal-queue-url", "hush"], "--fal-queue-url must be"),
-        (2, vec!["--demo", "--key-file", file], "--demo brings its own"),
-        (2, vec!["--listen", "hush"], "--listen needs"),
-        (2, vec!["--drain-delay", "-1"], "--drain-delay needs"),
-        (2, vec!["--key-file"], "--key-file needs a value"),
-        (2, vec!["--tenants", "hush"], "no option"),
-        (2, vec!["hush"], "no option"),
-        (2, vec!["--listen", "127.0.0.1:0", "hush"], "argument 3 is no option"),
+        (2, vec!["--fal-queue-url", "hush"], "--fal-queue-url <URL> cannot be used: it must be like"),
+        (2, vec!["--fal-queue-url", "hush hush"], "--fal-queue-url <URL> cannot be used: it is not a URL"),
+        (2, vec!["--demo", "--key-file", file], "--demo cannot be used together with --key-file <PATH>"),
+        (2, vec!["--listen", "hush"], "--listen <ADDR> cannot be used: invalid socket address"),
+        (2, vec!["--drain-delay", "-1"], "--drain-delay <SECONDS> cannot be used: it must be a number of seconds"),
+        (2, vec!["--key-file"], "--key-file <PATH> needs a value"),
+        (2, vec!["--tenants", "hush"], "an argument that this example does not know"),
+        (2, vec!["--listen", "127.0.0.1:0", "hush"], "an argument that this example does not know"),
     ] {
         let (exit, printed, told) = gives_up(app(NAME).args(&arguments)).await;
         assert_eq!(exit, Some(code), "{arguments:?}: {told}");

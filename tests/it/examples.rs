@@ -1,30 +1,75 @@
-//! What the examples without a server say to whoever asks, and to whoever is mistaken.
+//! How the examples answer `--help` and wrong arguments.
 
 use crate::support::example;
 
+/// Each example, a word of its help, and an option that takes a value, if it has one.
+const EXAMPLES: [(&str, &str, Option<&str>); 8] = [
+    ("axum_byok", "tenants' own keys", Some("--tenants")),
+    ("axum_images", "FAL_KEY_FILE", Some("--key-file")),
+    ("axum_layer", "FAL_KEY_FILE", Some("--key-file")),
+    ("hyper_client", "FAL_KEY_FILE", None),
+    ("quickstart", "takes no arguments", None),
+    ("stream", "--live", Some("--live")),
+    ("websocket", "--live", Some("--live")),
+    ("whoami", "FAL_KEY_FILE", None),
+];
+
+/// Runs an example without the keys of this environment: its exit code, standard output and standard error.
+async fn run(name: &'static str, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = example(name);
+    for variable in ["FAL_KEY", "FAL_KEY_ID", "FAL_KEY_SECRET", "FAL_KEY_FILE"] {
+        command.env_remove(variable);
+    }
+    let output = command.args(arguments).output().await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
 #[tokio::test]
-async fn each_example_answers_help_and_does_nothing_when_it_is_mistaken() {
-    let environment = ["FAL_KEY", "FAL_KEY_ID", "FAL_KEY_SECRET", "FAL_KEY_FILE"];
-    for (name, says) in [
-        ("hyper_client", "needs FAL_KEY"),
-        ("quickstart", "takes no arguments"),
-        ("stream", "--live"),
-        ("websocket", "--live"),
-        ("whoami", "looks at FAL_KEY"),
-    ] {
-        for (arguments, is_well) in [(vec!["--help"], true), (vec!["--hush"], false), (vec!["--hush", "{}"], false)] {
-            let mut command = example(name);
-            for variable in environment {
-                command.env_remove(variable);
-            }
-            let output = command.args(&arguments).output().await.unwrap();
-            assert_eq!(output.status.success(), is_well, "{name} {arguments:?}");
-            let (to_read, empty) =
-                if is_well { (output.stdout, output.stderr) } else { (output.stderr, output.stdout) };
-            let told = String::from_utf8(to_read).unwrap();
-            // A word of its own each time: the mistaken argument may be a key.
-            let helps = told.contains(says) && !told.contains("hush");
-            assert!(helps && empty.is_empty(), "{name} {arguments:?}: {told}");
+async fn each_example_answers_help() {
+    for (name, says, _) in EXAMPLES {
+        let (code, printed, told) = run(name, &["--help"]).await;
+        assert!(code == Some(0) && printed.contains(says) && told.is_empty(), "{name}: {printed}{told}");
+    }
+}
+
+/// A wrong argument may be a key, so nothing of it is printed.
+#[tokio::test]
+async fn wrong_arguments_end_an_example_with_2_and_one_line() {
+    for (name, _, option) in EXAMPLES {
+        let mut wrong = vec![
+            vec!["--hush".to_owned()],
+            vec!["--hush=hush".to_owned()],
+            vec!["-xhush".to_owned()],
+            vec!["hush".to_owned()],
+            vec!["hush".to_owned(), "{}".to_owned(), "hush".to_owned()],
+            vec!["--".to_owned(), "hush".to_owned()],
+        ];
+        if let Some(option) = option {
+            wrong.push(vec![option.to_owned()]);
+            wrong.push(vec![option.to_owned(), "hush".to_owned(), "hush".to_owned(), "hush".to_owned()]);
+            wrong.push(vec!["--demo=hush".to_owned()]);
+            wrong.push(vec!["--demo".to_owned(), "--demo".to_owned()]);
+        }
+        for arguments in wrong {
+            let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+            let (code, printed, told) = run(name, &arguments).await;
+            assert_eq!((code, printed.as_str()), (Some(2), ""), "{name} {arguments:?}: {told}");
+            let is_one_line = told.matches('\n').count() == 1 && told.ends_with(" See --help.\n");
+            assert!(is_one_line && !told.contains("hush"), "{name} {arguments:?}: {told}");
         }
     }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn an_argument_that_is_not_utf_8_is_refused() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+
+    let output = example("stream").arg("--live").arg(OsStr::from_bytes(b"\xff")).arg("{}").output().await.unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (output.status.code(), told.as_str()),
+        (Some(2), "There is an argument that is not UTF-8. See --help.\n")
+    );
 }

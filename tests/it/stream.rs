@@ -108,6 +108,6 @@ async fn the_example_prints_each_event() {
     for (n, line) in [first, second, third].into_iter().enumerate() {
         assert_eq!(serde_json::from_str::<Value>(line).unwrap()["event"], n);
     }
-    assert_eq!(end, "3 events, each sent after the one before it was here");
+    assert_eq!(end, "3 events, and fal sent each one only after the previous one was printed");
     assert!(!printed.contains("stream-secret"));
 }

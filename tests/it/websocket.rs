@@ -289,7 +289,7 @@ async fn the_example_is_refused_reloads_and_says_why_in_the_end() {
         r#""prompt":"a lighthouse""#,
         "authorize() says false",
         r#""prompt":"a lighthouse at night""#,
-        r#"from then on it is Credential { scheme: Key, key_id: "second-key" }"#,
+        r#"the store now has Credential { scheme: Key, key_id: "second-key" }"#,
         "UnknownCredential: fal does not know key `second-key`",
     ] {
         assert!(printed.contains(expected), "{expected}: {printed}");
