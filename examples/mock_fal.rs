@@ -10,7 +10,6 @@
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
 use std::{
-    env,
     error::Error,
     fs, io,
     net::{IpAddr, SocketAddr},
@@ -22,12 +21,18 @@ use std::{
 
 use axum::{
     Router,
-    body::Bytes,
-    extract::State,
-    http::{StatusCode, header::CONTENT_TYPE, uri::Scheme},
-    response::IntoResponse,
+    body::{Bytes, HttpBody as _},
+    extract::{ConnectInfo, Request, State},
+    http::{
+        Method, StatusCode,
+        header::{CONTENT_TYPE, HOST, ORIGIN},
+        uri::{Authority, Scheme},
+    },
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
+use clap::Parser;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
@@ -35,43 +40,81 @@ use rustls::{
     ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tower_fal::{
-    Credential,
-    error::report,
-    mock::{Lock, MockFal, Presented, Received},
+    Credential, CredentialError,
+    mock::{Answer, Failure, Lock, MockFal, Presented, Received},
 };
 
-const HELP: &str = "\
-A fal on this machine, for tests of programs in any language. It runs until SIGTERM or ctrl-c.
+mod terminal;
 
-  --listen ADDR    where fal is played [127.0.0.1:0; with port 0, a free one]
-  --control ADDR   where the control endpoint is: keep it to yourself [127.0.0.1:0]
-  --key ID:SECRET  a key that is valid from the start; may be repeated. Make it up: arguments are for all to see
-  --tls            speak https, with a certificate for localhost, 127.0.0.1, [::1], ADDR's own IP and fal's hosts
-  --ca-out PATH    where to write the certificate of the CA that signed it, a new one each time
-  --help           this
+/// A fal on this machine, for tests of programs in any language. It runs until SIGTERM or ctrl-c.
+#[derive(Parser)]
+#[command(after_help = AFTER_HELP)]
+struct Options {
+    /// Where fal is. With port 0 the system chooses a free port
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Where the control endpoint is. Whoever can reach it controls this fal
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    control: SocketAddr,
+    /// A key that is valid from the start. It may be repeated. Never use a real one: other users of this machine can
+    /// read the arguments of a process
+    #[arg(long = "key", value_name = "ID:SECRET", value_parser = key)]
+    keys: Vec<Credential>,
+    /// Keep the query, the headers and the body of each request for `GET /received`
+    #[arg(long)]
+    keep_content: bool,
+    /// Speak https. The certificate is for localhost, 127.0.0.1, [::1], the IP of --listen, and fal's hosts
+    #[arg(long, requires = "ca_out")]
+    tls: bool,
+    /// Where to write the certificate of the CA that signed it. The CA is a new one each time
+    #[arg(long, value_name = "PATH", requires = "tls")]
+    ca_out: Option<PathBuf>,
+}
 
-Once it listens it prints one line:
+const AFTER_HELP: &str = r#"When it is ready it prints one line:
 
   fal on https://127.0.0.1:8443, control on http://127.0.0.1:8444
 
-Which host of fal's a request is to: its `host` header tells (fal.run, queue.fal.run, ws.fal.run, rest.fal.ai,
-api.fal.ai, v3.fal.media), or the beginning of its path: /run/..., /queue/..., /ws/..., /rest/..., /api/...,
-/storage/... WebSockets are ws://ADDR/run/OWNER/APP/realtime and ws://ADDR/ws/OWNER/APP, with --tls wss://.
-fal's Python client takes both as FAL_RUN_HOST=127.0.0.1:8443/run FAL_QUEUE_RUN_HOST=127.0.0.1:8443/queue.
+The `host` header of a request says which of fal's hosts it is for: fal.run, queue.fal.run,
+ws.fal.run, rest.fal.ai, api.fal.ai or v3.fal.media. With any other host, the path begins with
+the name: /run/..., /queue/..., /ws/..., /rest/..., /api/... or /storage/...
 
-Control:
+  HTTP          http://ADDR/run/OWNER/APP, http://ADDR/queue/OWNER/APP
+  WebSockets    ws://ADDR/run/OWNER/APP/realtime, ws://ADDR/ws/OWNER/APP
+  with --tls    the same with https:// and wss://
+  Python        FAL_RUN_HOST=127.0.0.1:8443/run FAL_QUEUE_RUN_HOST=127.0.0.1:8443/queue
 
-  POST /accept    {\"key\":\"ID:SECRET\"}        makes a key valid
-  POST /revoke    {\"key\":\"ID:SECRET\"}        makes it invalid: 401
-  POST /lock      {\"reason\":\"TOP_UP\"}        locks the account: 403; without a body its balance is exhausted
-  POST /unlock                             ends that
-  GET  /received                           what came: {\"runs\":1,\"requests\":[{\"method\":\"POST\",\"host\":\"localhost\",
-                                           \"path\":\"/run/a/b\",\"presented\":\"accepted\",\"key_id\":\"ID\",\"status\":200}]}
-";
+The control endpoint takes JSON:
+
+  curl --json '{"key":"my-key:not-a-secret"}' http://127.0.0.1:8444/revoke
+
+  POST /accept {"key":"ID:SECRET"}
+      Makes a key valid.
+  POST /revoke {"key":"ID:SECRET"}
+      Makes a key invalid: 401.
+  POST /lock {"reason":"TOP_UP"}
+      Locks the account: 403. Without a body, the balance is exhausted.
+  POST /unlock
+      Ends the lock.
+  POST /answer {"app":"OWNER/APP","body":{...},"status":200,"runner":true}
+      Sets what an app answers. Without "body", the app answers as it did at first.
+      With "runner":false, the answer has no headers of a runner.
+  POST /fail {"path":"/OWNER/APP","n":1,"status":503}
+      Lets the next n requests to this path and below it fail. Without "path": to any path.
+  GET /received
+      Shows what arrived: {"runs":1,"requests":[{"method":"POST","host":"localhost",
+      "path":"/run/a/b","presented":"accepted","key_id":"ID","status":200}]}.
+      With --keep-content, each request also has "query", "headers" and "body".
+
+Web pages in a browser on this machine cannot use it. It refuses requests with an `origin`
+header, with a `host` that is neither localhost nor an IP address, and with a body that is not
+application/json.
+"#;
 
 /// How long to wait when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
@@ -81,92 +124,52 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let options = match Options::parse(env::args().skip(1)) {
-        Ok(Some(options)) => options,
-        Ok(None) => {
-            print!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => {
-            eprintln!("{error}\nSee --help.");
-            return ExitCode::from(2);
-        }
-    };
-    match run(options).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{}", report(&*error));
-            ExitCode::FAILURE
-        }
-    }
+    terminal::run(run).await
 }
 
 async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let fal = MockFal::start().await?;
+    fal.keep_content(options.keep_content);
     for key in &options.keys {
         fal.accept(key);
     }
-    // Before anybody is told to come, so that a signal finds someone who waits for it.
+    // Before the line is printed, so that no signal comes too early.
     let end = end()?;
+    let listener = bind(options.listen).await?;
+    let control = bind(options.control).await?;
+    // After the ports are ours: another process there may still use the CA of this file.
     let tls = options.ca_out.as_deref().map(|path| tls(options.listen.ip(), path)).transpose()?;
-    let listener = TcpListener::bind(options.listen).await?;
-    let control = TcpListener::bind(options.control).await?;
     println!(
         "fal on {}://{}, control on http://{}",
         if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP },
         listener.local_addr()?,
         control.local_addr()?
     );
+    let control_service = control_of(fal.clone()).into_make_service_with_connect_info::<SocketAddr>();
     tokio::select! {
         () = serve(listener, tls, &fal) => Ok(()),
-        served = axum::serve(control, control_of(fal.clone())) => Ok(served?),
+        served = axum::serve(control, control_service) => Ok(served?),
         () = end => Ok(()),
     }
 }
 
-struct Options {
-    listen: SocketAddr,
-    control: SocketAddr,
-    keys: Vec<Credential>,
-    /// With TLS.
-    ca_out: Option<PathBuf>,
+fn key(text: &str) -> Result<Credential, CredentialError> {
+    Credential::key(text)
 }
 
-impl Options {
-    /// `None` asks for help. An error shows no argument that may be a key.
-    fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut options = Self { listen: any, control: any, keys: Vec::new(), ca_out: None };
-        let mut tls = false;
-        let mut arguments = arguments.zip(1..);
-        while let Some((name, at)) = arguments.next() {
-            let mut value = || arguments.next().map(|(value, _)| value).ok_or_else(|| format!("{name} needs a value"));
-            let address = |value: String| value.parse().map_err(|_| format!("{name} needs an IP address and a port"));
-            match name.as_str() {
-                "--listen" => options.listen = address(value()?)?,
-                "--control" => options.control = address(value()?)?,
-                "--key" => options.keys.push(Credential::key(value()?).map_err(|error| format!("--key: {error}"))?),
-                "--ca-out" => options.ca_out = Some(value()?.into()),
-                "--tls" => tls = true,
-                "--help" | "-h" => return Ok(None),
-                _ => return Err(format!("argument {at} is no option; the value of one is an argument of its own")),
-            }
-        }
-        if tls != options.ca_out.is_some() {
-            return Err("--tls and --ca-out need each other".to_owned());
-        }
-        Ok(Some(options))
-    }
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
+    TcpListener::bind(address).await.map_err(named)
 }
 
 async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, fal: &MockFal) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Too many open files, perhaps: it passes.
+            // Perhaps too many files are open. That ends by itself.
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        // Best effort: without it an answer is late, not wrong.
+        // If this fails, answers are a little later and no less right.
         let _ = stream.set_nodelay(true);
         let (tls, fal) = (tls.clone(), fal.clone());
         tokio::spawn(async move {
@@ -174,13 +177,14 @@ async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, fal: &MockFal) {
             match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
                 Ok(Ok(stream)) => fal.serve_connection(stream, Scheme::HTTPS).await,
                 Ok(Err(error)) => eprintln!("TLS handshake: {error}"),
-                Err(_) => eprintln!("TLS handshake: it took too long"),
+                Err(_) => eprintln!("TLS handshake: timeout"),
             }
         });
     }
 }
 
-/// A new CA, whose certificate is written to a file, and a server that it vouches for. Both keys stay in memory.
+/// Makes a CA, writes its certificate to a file, and makes a server whose certificate it signed. Both keys stay in
+/// memory.
 fn tls(listens_on: IpAddr, ca_out: &Path) -> Result<TlsAcceptor, Box<dyn Error>> {
     let ca_key = KeyPair::generate()?;
     let mut ca = CertificateParams::default();
@@ -208,11 +212,11 @@ fn tls(listens_on: IpAddr, ca_out: &Path) -> Result<TlsAcceptor, Box<dyn Error>>
     server.distinguished_name.push(DnType::CommonName, "a mock of fal");
     server.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    // Python 3.13 wants to know which of a CA's keys it was.
+    // Python 3.13 requires it.
     server.use_authority_key_identifier_extension = true;
     let certificate = server.signed_by(&key, &Issuer::new(ca, ca_key))?;
 
-    // Named, so that it does not matter which other providers are compiled in.
+    // The provider is named here, so that it does not matter which others are compiled in.
     let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
@@ -230,22 +234,78 @@ fn control_of(fal: MockFal) -> Router {
         .route("/revoke", post(async |State(fal): State<MockFal>, body: Bytes| with_key(&body, |key| fal.revoke(key))))
         .route("/lock", post(async |State(fal): State<MockFal>, body: Bytes| lock(&fal, &body)))
         .route("/unlock", post(async |State(fal): State<MockFal>| fal.unlock()))
+        .route("/answer", post(async |State(fal): State<MockFal>, body: Bytes| answer(&fal, &body)))
+        .route("/fail", post(async |State(fal): State<MockFal>, body: Bytes| fail(&fal, &body)))
         .route("/received", get(async |State(fal): State<MockFal>| received(&fal)))
+        .layer(middleware::from_fn(guard))
         .with_state(fal)
 }
 
-type Answer = Result<(), (StatusCode, String)>;
+/// Keeps web pages away. A browser lets any page send requests to a port of its own machine.
+async fn guard(ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request, next: Next) -> Response {
+    match objection(peer, &request) {
+        Some(objection) => objection.into_response(),
+        None => next.run(request).await,
+    }
+}
 
-/// Neither serde's error nor the body is for an answer: both may hold the secret.
-fn with_key(body: &[u8], change: impl FnOnce(&Credential)) -> Answer {
-    let bad = |text: String| (StatusCode::BAD_REQUEST, text);
-    let body: Value = serde_json::from_slice(body).unwrap_or_default();
-    let key = body["key"].as_str().ok_or_else(|| bad(r#"the body must be {"key":"ID:SECRET"}"#.to_owned()))?;
+fn objection(peer: SocketAddr, request: &Request) -> Option<(StatusCode, &'static str)> {
+    let headers = request.headers();
+    // A browser adds it to each POST and to each request that a script may read.
+    if headers.contains_key(ORIGIN) {
+        return Some((StatusCode::FORBIDDEN, "the control endpoint takes no requests from web pages\n"));
+    }
+    // A page whose name was made to lead to this machine needs no such header for a GET. It cannot choose this one.
+    if peer.ip().to_canonical().is_loopback() && !is_this_machine(request) {
+        return Some((StatusCode::MISDIRECTED_REQUEST, "the `host` must be localhost or an IP address\n"));
+    }
+    // A page may send other types without asking first.
+    let is_json = headers.get(CONTENT_TYPE).is_some_and(|value| {
+        let essence = value.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
+        essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
+    });
+    if request.method() == Method::POST && !request.body().is_end_stream() && !is_json {
+        return Some((StatusCode::UNSUPPORTED_MEDIA_TYPE, "the `content-type` must be application/json\n"));
+    }
+    None
+}
+
+fn is_this_machine(request: &Request) -> bool {
+    let in_header = || request.headers().get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let Some(authority) = request.uri().authority().cloned().or_else(in_header) else { return false };
+    let host = authority.host();
+    let ip = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost") || ip.parse::<IpAddr>().is_ok()
+}
+
+type Outcome = Result<(), (StatusCode, String)>;
+
+/// Reads a body. The error of serde is not shown, nor the body: both may hold a secret.
+fn read<T: for<'a> Deserialize<'a>>(body: &[u8], form: &str) -> Result<T, (StatusCode, String)> {
+    serde_json::from_slice(body).map_err(|_| bad(format!("the body must be {form}")))
+}
+
+fn bad(text: String) -> (StatusCode, String) {
+    (StatusCode::BAD_REQUEST, text + "\n")
+}
+
+#[derive(Deserialize)]
+struct Key {
+    key: String,
+}
+
+fn with_key(body: &[u8], change: impl FnOnce(&Credential)) -> Outcome {
+    let Key { key } = read(body, r#"{"key":"ID:SECRET"}"#)?;
     change(&Credential::key(key).map_err(|error| bad(error.to_string()))?);
     Ok(())
 }
 
-fn lock(fal: &MockFal, body: &[u8]) -> Answer {
+#[derive(Deserialize)]
+struct Locking {
+    reason: String,
+}
+
+fn lock(fal: &MockFal, body: &[u8]) -> Outcome {
     const REASONS: [Lock; 7] = [
         Lock::ExhaustedBalance,
         Lock::Admin,
@@ -255,24 +315,75 @@ fn lock(fal: &MockFal, body: &[u8]) -> Answer {
         Lock::BudgetExceeded,
         Lock::Other,
     ];
-    let reason = match body {
-        [] => Some(Lock::ExhaustedBalance),
-        body => {
-            let body: Value = serde_json::from_slice(body).unwrap_or_default();
-            // The first words will do: "Admin lock" and not the whole sentence.
-            let begins = body["reason"].as_str().filter(|begins| !begins.is_empty());
-            begins.and_then(|begins| REASONS.into_iter().find(|lock| lock.as_str().starts_with(begins)))
-        }
-    };
-    let Some(reason) = reason else {
-        let all = REASONS.map(Lock::as_str).join("\n  ");
-        return Err((
-            StatusCode::BAD_REQUEST,
-            format!("the body must be {{\"reason\":…}}, with the beginning of:\n  {all}"),
-        ));
-    };
-    fal.lock(reason);
+    if body.is_empty() {
+        fal.lock(Lock::ExhaustedBalance);
+        return Ok(());
+    }
+    let form = format!("{{\"reason\":...}}, with the beginning of:\n  {}", REASONS.map(Lock::as_str).join("\n  "));
+    let Locking { reason } = read(body, &form)?;
+    // The first words are enough: "Admin lock" and not the whole sentence.
+    let lock = REASONS.into_iter().find(|lock| !reason.is_empty() && lock.as_str().starts_with(&reason));
+    fal.lock(lock.ok_or_else(|| bad(format!("the body must be {form}")))?);
     Ok(())
+}
+
+#[derive(Deserialize)]
+struct Answering {
+    app: String,
+    body: Option<Value>,
+    #[serde(default = "Answering::status")]
+    status: u16,
+    #[serde(default = "Answering::runner")]
+    runner: bool,
+}
+
+impl Answering {
+    fn status() -> u16 {
+        200
+    }
+
+    fn runner() -> bool {
+        true
+    }
+}
+
+fn answer(fal: &MockFal, body: &[u8]) -> Outcome {
+    let form = r#"{"app":"OWNER/APP","body":{...},"status":200,"runner":true}"#;
+    let Answering { app, body, status, runner } = read(body, form)?;
+    let status = final_status(status)?;
+    let Some(body) = body else {
+        fal.clear_answer(&app);
+        return Ok(());
+    };
+    let answer = Answer::json(body).status(status);
+    fal.answer(&app, if runner { answer } else { answer.without_runner_headers() });
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct Failing {
+    #[serde(default)]
+    path: String,
+    #[serde(default = "Failing::n")]
+    n: usize,
+    status: u16,
+}
+
+impl Failing {
+    fn n() -> usize {
+        1
+    }
+}
+
+fn fail(fal: &MockFal, body: &[u8]) -> Outcome {
+    let Failing { path, n, status } = read(body, r#"{"path":"/OWNER/APP","n":1,"status":503}"#)?;
+    fal.fail_next_on(&path, n, Failure::Status(final_status(status)?));
+    Ok(())
+}
+
+fn final_status(status: u16) -> Result<StatusCode, (StatusCode, String)> {
+    let status = StatusCode::from_u16(status).ok().filter(|status| !status.is_informational());
+    status.ok_or_else(|| bad("the status must be from 200 to 999".to_owned()))
 }
 
 fn received(fal: &MockFal) -> impl IntoResponse + use<> {
@@ -281,7 +392,7 @@ fn received(fal: &MockFal) -> impl IntoResponse + use<> {
 }
 
 fn described(request: &Received) -> Value {
-    json!({
+    let mut described = json!({
         "method": request.method.as_str(),
         "host": request.host,
         "path": request.path,
@@ -292,7 +403,17 @@ fn described(request: &Received) -> Value {
         },
         "key_id": request.presented.key_id().map(ToString::to_string),
         "status": request.status.map(|status| status.as_u16()),
-    })
+    });
+    if let Some(query) = &request.query {
+        described["query"] = query.as_str().into();
+    }
+    for (name, value) in &request.headers {
+        described["headers"][name.as_str()] = String::from_utf8_lossy(value.as_bytes()).into();
+    }
+    if let Some(body) = &request.body {
+        described["body"] = String::from_utf8_lossy(body).into();
+    }
+    described
 }
 
 /// Resolves on ctrl-c, and on SIGTERM where there is one.
@@ -312,7 +433,7 @@ fn end() -> io::Result<impl Future<Output = ()>> {
 #[cfg(not(unix))]
 fn end() -> io::Result<impl Future<Output = ()>> {
     Ok(async {
-        // If it cannot be waited for, then it ends only by force.
+        // If nobody can wait for ctrl-c, only a kill ends the process.
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending().await
         }

@@ -1,6 +1,6 @@
 //! `examples/mock_fal`: what programs in other languages are tested against, as they see it.
 
-use std::{path::PathBuf, process::Stdio, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, process::Stdio, sync::Arc};
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, Uri, Version, header};
@@ -35,9 +35,13 @@ pub(crate) struct MockProcess {
 impl MockProcess {
     /// Returns once it listens, with one valid key.
     pub(crate) async fn start(key: &str, tls: bool) -> Self {
+        Self::start_with(&["--key", key], tls).await
+    }
+
+    async fn start_with(arguments: &[&str], tls: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut command = example("mock_fal");
-        command.args(["--key", key]);
+        command.args(arguments);
         if tls {
             command.arg("--tls").arg("--ca-out").arg(directory.path().join("ca.pem"));
         }
@@ -62,12 +66,23 @@ impl MockProcess {
     }
 
     async fn control(&self, method: Method, path: &str, body: String) -> (StatusCode, String) {
+        self.control_with(method, path, body, &[("content-type", "application/json")]).await
+    }
+
+    async fn control_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<Bytes>,
+        headers: &[(&'static str, &str)],
+    ) -> (StatusCode, String) {
         let client = Client::builder(TokioExecutor::new()).build_http();
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.control))
-            .body(Full::<Bytes>::from(body))
-            .unwrap();
+        let mut request = Request::new(Full::new(body.into()));
+        *request.method_mut() = method;
+        *request.uri_mut() = format!("{}{path}", self.control).parse().unwrap();
+        for &(name, value) in headers {
+            request.headers_mut().insert(name, value.parse().unwrap());
+        }
         answer(client.request(request).await.unwrap()).await
     }
 
@@ -77,6 +92,17 @@ impl MockProcess {
         assert!(Command::new("sh").args(["-c", &kill]).status().await.unwrap().success());
         self.child.wait().await.unwrap().code()
     }
+}
+
+/// TLS that trusts the CA of this mock and no other.
+fn trusting(mock: &MockProcess) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(mock.ca()).unwrap()).unwrap();
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
 }
 
 async fn answer(response: http::Response<hyper::body::Incoming>) -> (StatusCode, String) {
@@ -122,6 +148,72 @@ async fn a_key_is_accepted_revoked_and_locked_out_through_the_control_endpoint()
 }
 
 #[tokio::test]
+async fn an_app_answers_and_fails_as_the_control_endpoint_says() {
+    let mock = MockProcess::start_with(&["--key=my-key:not-a-secret", "--keep-content"], false).await;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let url = |path: &str| format!("{}/run/{path}", mock.fal);
+    let told = json!({"app": "a/b", "status": 401, "body": {"detail": "mine"}, "runner": false});
+    assert_eq!(mock.tell("/answer", &told).await, 200);
+    assert_eq!(post(&client, &url("a/b?x=1")).await, json!([401, {"detail": "mine"}]));
+    assert_eq!(mock.tell("/answer", &json!({"app": "a/b", "body": [1]})).await, 200);
+    assert_eq!(post(&client, &url("a/b")).await, json!([200, [1]]));
+    assert_eq!(mock.tell("/answer", &json!({"app": "a/b"})).await, 200);
+    assert_eq!(post(&client, &url("a/b")).await[1]["path"], "/a/b");
+
+    assert_eq!(mock.tell("/fail", &json!({"path": "a/b", "status": 503})).await, 200);
+    assert_eq!(post(&client, &url("a/c")).await[0], 200);
+    assert_eq!(post(&client, &url("a/b")).await[0], 503);
+    assert_eq!(mock.tell("/fail", &json!({"n": 2, "status": 502})).await, 200);
+    assert_eq!(post(&client, &url("a/c")).await[0], 502);
+
+    let received = mock.received().await;
+    let first = &received["requests"][0];
+    assert_eq!((&first["query"], &first["body"]), (&json!("x=1"), &json!("")));
+    assert_eq!(first["headers"]["host"], mock.fal.strip_prefix("http://").unwrap());
+    assert!(!received.to_string().contains("not-a-secret"));
+}
+
+#[tokio::test]
+async fn a_web_page_cannot_use_the_control_endpoint() {
+    let mock = MockProcess::start("my-key:not-a-secret", false).await;
+    let json = ("content-type", "application/json");
+    let key = r#"{"key":"evil:evil"}"#;
+    for (expected, headers) in [
+        (403, vec![json, ("origin", "https://evil.example")]),
+        (403, vec![json, ("origin", "null")]),
+        (403, vec![json, ("origin", &mock.control)]),
+        (421, vec![json, ("host", "evil.example")]),
+        (421, vec![json, ("host", "localhost.evil.example:80")]),
+        (421, vec![json, ("host", "127.0.0.1.evil.example")]),
+        (421, vec![json, ("host", "")]),
+        (415, vec![]),
+        (415, vec![("content-type", "text/plain")]),
+        (415, vec![("content-type", "application/x-www-form-urlencoded")]),
+        (415, vec![("content-type", "text/plain; application/json")]),
+    ] {
+        for (path, body) in [("/accept", key), ("/revoke", key), ("/lock", r#"{"reason":"TOP_UP"}"#)] {
+            let (status, text) = mock.control_with(Method::POST, path, body, &headers).await;
+            assert_eq!(status, expected, "{path} {headers:?}: {text}");
+        }
+        if expected != 415 {
+            assert_eq!(mock.control_with(Method::POST, "/lock", "", &headers).await.0, expected);
+            assert_eq!(mock.control_with(Method::GET, "/received", "", &headers).await.0, expected);
+        }
+    }
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    assert_eq!(post(&client, &format!("{}/run/a/b", mock.fal)).await[0], 200);
+
+    for headers in [
+        vec![json, ("host", "LOCALHOST:1")],
+        vec![json, ("host", "[::1]:1")],
+        vec![("content-type", "application/json; charset=utf-8")],
+    ] {
+        assert_eq!(mock.control_with(Method::POST, "/accept", key, &headers).await.0, 200, "{headers:?}");
+    }
+    assert_eq!(mock.control_with(Method::POST, "/lock", "", &[]).await.0, 200);
+}
+
+#[tokio::test]
 async fn a_mistaken_order_is_refused_without_a_word_of_it() {
     let mock = MockProcess::start("my-key:not-a-secret", false).await;
     for (path, body) in [
@@ -131,6 +223,11 @@ async fn a_mistaken_order_is_refused_without_a_word_of_it() {
         ("/revoke", ""),
         ("/lock", r#"{"reason":"hush"}"#),
         ("/lock", "hush"),
+        ("/answer", r#"{"hush":1}"#),
+        ("/answer", r#"{"app":"a/b","body":1,"status":100}"#),
+        ("/answer", r#"{"app":"a/b","body":1,"status":1000}"#),
+        ("/fail", r#"{"path":"hush"}"#),
+        ("/fail", r#"{"status":101}"#),
     ] {
         let (status, text) = mock.control(Method::POST, path, body.to_owned()).await;
         assert_eq!(status, 400, "{path} {body}");
@@ -142,13 +239,7 @@ async fn a_mistaken_order_is_refused_without_a_word_of_it() {
 #[tokio::test]
 async fn tls_is_vouched_for_by_the_ca_it_writes_on_both_versions_and_for_fals_own_names() {
     let mock = MockProcess::start("my-key:not-a-secret", true).await;
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(mock.ca()).unwrap()).unwrap();
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = trusting(&mock);
     let port = mock.fal.parse::<Uri>().unwrap().port_u16().unwrap();
     for host in ["127.0.0.1", "localhost"] {
         for version in [Version::HTTP_11, Version::HTTP_2] {
@@ -189,9 +280,11 @@ async fn a_signal_ends_it_with_success_even_while_a_connection_is_open() {
 async fn an_option_that_it_does_not_understand_ends_it_with_2_and_no_word_of_what_may_be_a_key() {
     for arguments in [
         vec!["hush:hush"],
+        vec!["--hush"],
         vec!["--key", "hush"],
-        vec!["--key=hush:hush"],
+        vec!["--key=hush"],
         vec!["--listen", "hush"],
+        vec!["--listen=hush"],
         vec!["--key"],
         vec!["--tls"],
         vec!["--ca-out", "ca.pem"],
@@ -199,8 +292,48 @@ async fn an_option_that_it_does_not_understand_ends_it_with_2_and_no_word_of_wha
         let output = example("mock_fal").args(&arguments).output().await.unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{told}");
-        assert!(told.ends_with("See --help.\n") && !told.contains("hush"), "{told}");
+        let is_one_line = told.ends_with(" See --help.\n") && told.matches('\n').count() == 1;
+        assert!(is_one_line && !told.contains("hush"), "{told}");
     }
     let help = example("mock_fal").arg("--help").output().await.unwrap();
     assert!(help.status.success() && help.stdout.starts_with(b"A fal on this machine"));
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_named() {
+    let mock = MockProcess::start("my-key:not-a-secret", true).await;
+    let ca = std::fs::read(mock.ca()).unwrap();
+    let address = mock.fal.strip_prefix("https://").unwrap();
+    let control = mock.control.strip_prefix("http://").unwrap();
+    for (option, taken) in [("--listen", address), ("--control", control)] {
+        let mut second = example("mock_fal");
+        let output = second.args([option, taken, "--tls", "--ca-out"]).arg(mock.ca()).output().await.unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.starts_with(&format!("cannot listen on {taken}: ")), "{told}");
+        assert!(output.stdout.is_empty());
+    }
+    // The CA of the process that is there is still the one in the file.
+    assert_eq!(std::fs::read(mock.ca()).unwrap(), ca);
+}
+
+#[tokio::test]
+async fn reqwest_finds_it_under_fals_own_names() {
+    let mock = MockProcess::start("my-key:not-a-secret", true).await;
+    let address: SocketAddr = mock.fal.strip_prefix("https://").unwrap().parse().unwrap();
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .resolve("fal.run", address)
+        .resolve("queue.fal.run", address)
+        .tls_backend_preconfigured(trusting(&mock))
+        .build()
+        .unwrap();
+    let send = async |url: &str| {
+        let response = client.post(url).header("authorization", "Key my-key:not-a-secret").body("{}").send();
+        response.await.unwrap().json::<Value>().await.unwrap()
+    };
+    assert_eq!(send("https://fal.run/a/b").await["path"], "/a/b");
+    let job = send("https://queue.fal.run/a/b").await;
+    assert!(job["status_url"].as_str().unwrap().starts_with("https://queue.fal.run/a/b/requests/"), "{job}");
+    assert_eq!(mock.received().await["requests"][0]["host"], "fal.run");
 }
