@@ -14,8 +14,8 @@ const BILLABLE_UNITS: HeaderName = HeaderName::from_static("x-fal-billable-units
 
 /// What an application answers: a status, headers and a body. [`MockFal::answer`](super::MockFal::answer) takes it.
 ///
-/// A new one is what a runner of fal's answers: 200, with the headers `x-fal-served-from` and `x-fal-billable-units`.
-/// `x-fal-request-id` is added to every answer when it is sent.
+/// A new one is the answer of a runner of fal's: 200, with the headers `x-fal-served-from` and `x-fal-billable-units`.
+/// Every answer also gets `x-fal-request-id` when it is sent.
 ///
 /// ```
 /// use http::StatusCode;
@@ -24,9 +24,9 @@ const BILLABLE_UNITS: HeaderName = HeaderName::from_static("x-fal-billable-units
 ///
 /// // An application that refuses in fal's own words ...
 /// let forged = Answer::json(json!({ "detail": "invalid key credentials" })).status(StatusCode::UNAUTHORIZED);
-/// // ... and does so without the headers that tell a runner's answer from fal's.
+/// // ... and without the headers that show that a runner answered.
 /// let disguised = forged.without_runner_headers();
-/// // What a proxy in front of it may answer instead.
+/// // A proxy in front of an application may answer like this.
 /// let page = Answer::bytes("text/html", "<title>502 Bad Gateway</title>").status(StatusCode::BAD_GATEWAY);
 /// ```
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ pub struct Answer {
 pub(super) enum Content {
     Nothing,
     Json(Value),
-    /// The same value in each event of a stream.
+    /// Each event of a stream is this value.
     Events(Value),
     Bytes(Bytes),
 }
@@ -52,9 +52,7 @@ impl Answer {
         Self::application(StatusCode::OK, body)
     }
 
-    /// Any other body, with its content type.
-    ///
-    /// It goes out as it is, also where a stream is asked for.
+    /// A body of any content type. It is sent as it is, also on a path that ends in `/stream`.
     ///
     /// # Panics
     /// When the content type cannot be the value of a header.
@@ -63,14 +61,14 @@ impl Answer {
         answer.header("content-type", content_type)
     }
 
-    /// The status: a final one, so none below 200. 200 at first.
+    /// The status. It must be a final one, so none below 200.
     #[must_use]
     pub fn status(mut self, status: StatusCode) -> Self {
         self.status = status;
         self
     }
 
-    /// A header. It replaces those that have its name already.
+    /// A header. It replaces any of the same name.
     ///
     /// # Panics
     /// When the name or the value cannot be those of a header.
@@ -84,9 +82,8 @@ impl Answer {
         self
     }
 
-    /// Takes away `x-fal-served-from` and `x-fal-billable-units`: the answer no longer says that a runner gave it.
-    ///
-    /// A gateway in front of the application answers like this.
+    /// Removes `x-fal-served-from` and `x-fal-billable-units`, so that nothing says that a runner gave the answer. A
+    /// gateway in front of the application answers like this.
     #[must_use]
     pub fn without_runner_headers(mut self) -> Self {
         self.headers.remove(SERVED_FROM);
@@ -153,7 +150,7 @@ impl Answer {
         Self::detail(StatusCode::BAD_REQUEST, "The request body was cut off")
     }
 
-    /// The answer that a failure consists of, if it is one.
+    /// The answer of a failure. `None` is no answer at all.
     pub(super) fn failure(failure: Failure) -> Option<Self> {
         let status_alone = |status: StatusCode| Self::detail(status, status.canonical_reason().unwrap_or_default());
         Some(match failure {
@@ -200,7 +197,7 @@ impl From<Value> for Answer {
     }
 }
 
-/// `startup_timeout` in words.
+/// `startup timeout` for `startup_timeout`.
 pub(super) fn words(name: &str) -> String {
     name.replace('_', " ")
 }

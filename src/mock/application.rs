@@ -1,10 +1,10 @@
-//! The applications behind fal: each answers as the test wants it to, or else with what came to it.
+//! The applications behind fal. Each answers as the test has set, or else with what it received.
 
 use serde_json::{Value, json};
 
 use super::{answer::Answer, connection::Connection, failure::Point};
 
-/// The longest body that is looked into for a `prompt`, in bytes. A longer one is only counted.
+/// The longest body in which a `prompt` is looked for, in bytes.
 pub(super) const MAX_PARSED: usize = 64 * 1024;
 
 /// The output for an input of this length that begins like this: the path, the length and the `prompt`.

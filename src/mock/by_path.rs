@@ -1,8 +1,8 @@
-//! What a test sets for a path and for all below it.
+//! What a test sets for a path and for all paths below it.
 
 use std::collections::BTreeMap;
 
-/// Values by path. Of those whose path leads to a request's, the one with the longest counts.
+/// Values by path. If several paths include that of a request, the longest one counts.
 pub(super) struct ByPath<T>(BTreeMap<String, T>);
 
 impl<T> Default for ByPath<T> {

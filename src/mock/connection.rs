@@ -1,4 +1,4 @@
-//! What a connection is to those who serve it.
+//! One connection of a client.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use super::{
     target::{Host, Plays, authority},
 };
 
-/// What the answer to a request needs to know of the connection that the request came on.
+/// What the answer to a request needs to know about the connection of the request.
 pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
     pub(super) plays: Plays,
     /// Tasks that end with the connection.
     pub(super) tasks: Tasks,
-    /// Closes the connection, whatever goes on there.
+    /// Closes the connection at once.
     pub(super) hang_up: Notify,
 }
 
@@ -26,7 +26,7 @@ impl Connection {
         Self { shared, plays, tasks, hang_up: Notify::new() }
     }
 
-    /// The URL at which whoever sent this request finds a path on another of the hosts.
+    /// The URL of a path on another of the hosts, for the client that sent this request.
     pub(super) fn url(&self, head: &Parts, host: Host, path: &str) -> String {
         let Plays::All(scheme) = &self.plays else { return format!("{}{path}", self.shared.origin(host)) };
         let authority = authority(head);

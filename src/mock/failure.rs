@@ -1,4 +1,4 @@
-//! What can be made to go wrong.
+//! The failures that a test can set.
 
 use std::time::Duration;
 
@@ -26,7 +26,6 @@ pub enum Lock {
 
 impl Lock {
     /// The reason as it stands in the answer.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ExhaustedBalance => "Exhausted balance. Top up your balance at fal.ai/dashboard/billing",
@@ -40,31 +39,31 @@ impl Lock {
     }
 }
 
-/// How a request fails that [`fail_next`](super::MockFal::fail_next) or
-/// [`fail_next_on`](super::MockFal::fail_next_on) picks.
+/// How a request fails, for [`fail_next`](super::MockFal::fail_next) and
+/// [`fail_next_on`](super::MockFal::fail_next_on).
 ///
-/// Most failures meet any request at once: whatever credential it has, without waiting for its body, and before
-/// anything is run. Three meet only a request that has a valid credential and whose whole body has arrived:
+/// Most failures meet any request at once: its credential does not matter, its body is not waited for, and nothing is
+/// run. Three of them meet only a request that has a valid credential and whose whole body has arrived:
 ///
 /// * [`Model`](Self::Model) and [`Application`](Self::Application) are answers of the application. The request counts
 ///   as a [run](super::MockFal::runs).
-/// * [`Job`](Self::Job) meets only what is submitted to the queue. It does not count as a run.
+/// * [`Job`](Self::Job) meets only a request that is submitted to the queue. It does not count as a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Failure {
-    /// An answer with this status and the status' own words as `detail`. The status of a final answer: one below 200
-    /// comes out as hyper will have it.
+    /// An answer with this status, and with the name of the status as `detail`, such as `Bad Gateway`. It must be a final
+    /// status, so none below 200.
     Status(StatusCode),
-    /// An answer of fal's with this status and this `detail`, such as the 401 of a private application:
-    /// `Cannot access application …`.
+    /// An answer of fal's with this status and this `detail`, such as the 401 of a private application, `Cannot access
+    /// application …`. It has no headers of a runner.
     Detail(StatusCode, &'static str),
-    /// The same as [`Status`](Self::Status) with `retry-after`, in whole seconds (rounded up). fal documents it for neither runs nor the queue;
-    /// what stands in front of a server may send it.
+    /// The same as [`Status`](Self::Status), with `retry-after` in whole seconds (rounded up). fal documents it neither
+    /// for runs nor for the queue, but a proxy in front of a server may send it.
     RetryAfter(StatusCode, Duration),
-    /// fal could not get the request to its application, or an answer back:
+    /// fal could not bring the request to its application, or could not get an answer from it:
     /// `{"detail":…,"error_type":"startup_timeout"}` and `x-fal-error-type`.
     Platform(ErrorType),
-    /// The time that the caller itself set with `X-Fal-Request-Timeout` is up: 504 `request_timeout` and
+    /// The timeout that the caller set with `X-Fal-Request-Timeout` is over: 504 `request_timeout` and
     /// `x-fal-request-timeout-type: user`.
     CallersTimeout,
     /// The model cannot do it: `{"detail":[{"loc":["body"],"msg":…,"type":"content_policy_violation"}]}` and
@@ -77,13 +76,13 @@ pub enum Failure {
         /// What `x-fal-retryable` says.
         retryable: bool,
     },
-    /// The application was run, and this is the answer of its own, with `x-fal-served-from` and
-    /// `x-fal-billable-units`. With 401 or 403 it is one that must not be taken for fal's.
+    /// The application was run and answers with this status, with `x-fal-served-from` and `x-fal-billable-units`. A 401
+    /// or 403 is the application's own, and must not be taken for one of fal's.
     Application(StatusCode),
     /// The queue accepts the request, and its job ends with this error: the status is `COMPLETED` with `error` and
     /// `error_type`, and the result is the error.
     Job(ErrorType),
-    /// The connection is closed with no answer, and with it every other request on it.
+    /// The connection is closed without an answer. This also ends all other requests on it.
     Disconnect,
 }
 
@@ -108,7 +107,7 @@ impl Failure {
     }
 }
 
-/// The type of an error of fal's platform, which is not the application's.
+/// The type of an error of fal's platform, which no application can give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorType {
@@ -145,7 +144,6 @@ pub enum ErrorType {
 
 impl ErrorType {
     /// The type as it stands in the answer.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RequestTimeout => "request_timeout",
@@ -166,7 +164,6 @@ impl ErrorType {
     }
 
     /// The status of the answer.
-    #[must_use]
     pub fn status(self) -> StatusCode {
         match self {
             Self::RequestTimeout | Self::StartupTimeout => StatusCode::GATEWAY_TIMEOUT,

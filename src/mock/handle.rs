@@ -33,7 +33,7 @@ const MAX_KEPT: usize = 1024 * 1024;
 /// How much of a refused upload is read, in bytes, before it is cut off.
 const MAX_READ_ON: u64 = 16 * 1024 * 1024;
 
-/// The answer to a request, and what the connection becomes if that was a handshake and is accepted.
+/// Returns the answer to a request, and the WebSocket that its connection becomes if it was a handshake.
 pub(super) async fn handle(
     mut request: Request<Incoming>,
     connection: &Arc<Connection>,
@@ -55,7 +55,7 @@ pub(super) async fn handle(
     let answer = match next {
         Next::HangUp => {
             connection.hang_up.notify_one();
-            // The connection takes this future along.
+            // This future ends with its connection.
             std::future::pending().await
         }
         Next::Answer(answer) => {
@@ -139,12 +139,12 @@ fn read_on(body: Incoming, number: u64, keep_content: bool, connection: &Arc<Con
     });
 }
 
-/// What follows once the head of a request is known.
+/// What follows from the head of a request.
 enum Next<'a> {
     HangUp,
     /// Answer without waiting for the body.
     Answer(Answer),
-    /// Accept the handshake with these headers, and talk about this path.
+    /// Accept the handshake with these headers, for this path.
     Connect(HeaderMap, Protocol, &'a str),
     /// Read the body, and do what is asked.
     Perform(Target<'a>),
@@ -167,7 +167,7 @@ fn decide<'a>(
     };
     let refusal = refusal(state, &target, credentials);
     if target.call == Call::Connect {
-        // A realtime token is looked at only once the socket is open.
+        // fal checks a realtime token only after the socket is open.
         let by_token = !credentials.is_empty() && !head.headers.contains_key(AUTHORIZATION);
         return match (refusal, socket::handshake(head)) {
             (Some(refusal), Ok(headers)) if by_token && refusal.status == StatusCode::UNAUTHORIZED => {
@@ -197,7 +197,7 @@ fn decide<'a>(
     })
 }
 
-/// Does what is asked, now that the whole request is there.
+/// Carries out a request whose whole body has arrived.
 fn perform(target: Target<'_>, output: Value, head: &Parts, number: u64, connection: &Connection) -> Answer {
     match target.call {
         Call::Run => run(target.path, output, connection),
@@ -217,7 +217,7 @@ fn perform(target: Target<'_>, output: Value, head: &Parts, number: u64, connect
     }
 }
 
-/// Where a job stands, and the URLs by which to follow it.
+/// The stage of a job, and the URLs for its status, its result and its cancellation.
 fn queued(id: &str, app: &str, stage: Stage, head: &Parts, connection: &Connection) -> Answer {
     let path = format!("/{app}/requests/{id}");
     let url = connection.url(head, Host::Queue, &path);
@@ -248,7 +248,7 @@ fn queued(id: &str, app: &str, stage: Stage, head: &Parts, connection: &Connecti
     Answer::ok(body)
 }
 
-/// Where to upload a file, and where it will be found.
+/// The URLs for the upload of a file and for the file.
 fn initiated(number: u64, head: &Parts, connection: &Connection) -> Answer {
     let url = |path: String| connection.url(head, Host::Storage, &path);
     let id = request_id(number);

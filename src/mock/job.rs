@@ -8,13 +8,13 @@ pub(super) struct Job {
     /// What the application answered, or the error that the job ended with.
     outcome: Result<Answer, ErrorType>,
     polls: usize,
-    /// At which poll it is completed.
+    /// Which poll finds it completed.
     polls_until_completed: usize,
-    /// Whether the client knows that it is.
+    /// Whether a client has seen that it is completed.
     seen_completed: bool,
 }
 
-/// Where a job stands.
+/// How far a job has come.
 #[derive(Clone, Copy)]
 pub(super) enum Stage {
     Queued,
@@ -27,7 +27,7 @@ impl Job {
         Self { app, outcome, polls: 0, polls_until_completed, seen_completed: false }
     }
 
-    /// What the next poll of the status finds.
+    /// What one more poll of the status finds.
     pub(super) fn poll(&mut self) -> Stage {
         self.polls = self.polls.saturating_add(1);
         self.seen_completed |= self.polls >= self.polls_until_completed;
@@ -43,7 +43,7 @@ impl Job {
         self.outcome.clone().unwrap_or_else(Answer::error)
     }
 
-    /// Whether it could still be cancelled.
+    /// Cancels the job. Returns whether it was in time.
     pub(super) fn cancel(&mut self) -> bool {
         let in_time = !self.seen_completed;
         if in_time {

@@ -10,14 +10,14 @@ use super::received::Received;
 /// How many requests the log holds. The oldest goes first.
 const MAX_REQUESTS: usize = 10_000;
 
-/// How many bytes of them it holds, of hosts, paths and content together. The oldest goes first.
+/// How many bytes of hosts, paths and content it holds. The oldest request goes first.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
 #[derive(Default)]
 pub(super) struct Log {
     arrived: u64,
     kept: BTreeMap<u64, Received>,
-    /// How long the kept ones are together.
+    /// How long the kept requests are together.
     bytes: usize,
 }
 
@@ -31,7 +31,7 @@ impl Log {
         self.arrived
     }
 
-    /// Adds to a request that its whole body has arrived, with as much of it as is kept.
+    /// Notes that the whole body of a request has arrived, and keeps as much of it as is given.
     pub(super) fn add_body(&mut self, number: u64, length: u64, body: Option<Bytes>) {
         let Some(received) = self.kept.get_mut(&number) else { return };
         received.body_length = Some(length);
@@ -40,7 +40,7 @@ impl Log {
         self.drop_the_oldest();
     }
 
-    /// Adds to a request how it was answered.
+    /// Notes how a request was answered.
     pub(super) fn add_status(&mut self, number: u64, status: StatusCode) {
         if let Some(received) = self.kept.get_mut(&number) {
             received.status = Some(status);
@@ -70,7 +70,7 @@ impl Log {
     }
 }
 
-/// How long what a client sent is, as far as it is kept.
+/// How many bytes of a request are kept, apart from what all requests have.
 fn size(received: &Received) -> usize {
     let headers = received.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
     let query = received.query.as_ref().map_or(0, String::len);

@@ -57,17 +57,16 @@ impl fmt::Debug for Received {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Presented {
-    /// No `authorization` header.
+    /// There was none.
     Nothing,
-    /// A credential that was valid. The answer may have been 403 all the same.
+    /// A valid credential. The answer may still have been a 403.
     Accepted(Option<KeyId>),
     /// Anything else.
     Refused(Option<KeyId>),
 }
 
 impl Presented {
-    /// The id of the key, valid or not, if it was a well-formed key.
-    #[must_use]
+    /// The id of the key, valid or not, if it was a key of the right form.
     pub fn key_id(&self) -> Option<&KeyId> {
         match self {
             Self::Nothing => None,

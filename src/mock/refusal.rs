@@ -20,14 +20,14 @@ pub(super) fn credentials(head: &Parts, target: Option<&Target<'_>>) -> Vec<Head
     }
     let query = head.uri.query().unwrap_or_default();
     let token = query.split('&').find_map(|pair| pair.strip_prefix("fal_jwt_token="));
-    // The copy that this makes wipes itself.
+    // The copy that this makes is wiped on drop.
     token.and_then(|token| Credential::bearer(token).ok()).map(|token| token.header().clone()).into_iter().collect()
 }
 
-/// The refusal of a request that may not go on, if it may not.
+/// The refusal of a request, unless it has a valid credential or needs none.
 pub(super) fn refusal(state: &mut State, target: &Target<'_>, credentials: &[HeaderValue]) -> Option<Answer> {
     if target.call == Call::Upload {
-        // Its URL is all the permission that it needs.
+        // Its URL is signed, and needs no credential.
         return None;
     }
     let looks_at = match target.call {
@@ -47,7 +47,7 @@ pub(super) fn refusal(state: &mut State, target: &Target<'_>, credentials: &[Hea
     }
     let authorization = credentials.first();
     if let (None, Some(id)) = (authorization, looks_at) {
-        // fal looks for the request before it misses the key: without any key, an unknown id is just unknown.
+        // fal looks for the job before it asks for a key, so without a key an unknown id is just unknown.
         state.job(&target.app, id)?;
     }
     Some(match target.host {
@@ -83,7 +83,7 @@ fn unauthorized(target: &Target<'_>, authorization: Option<&HeaderValue>) -> Str
     .to_owned()
 }
 
-/// Whether a token has three parts, of which the second holds claims. Who signed it is not looked at.
+/// Whether a token has three parts, of which the second holds claims. The signature is not checked.
 fn is_jwt(token: &[u8]) -> bool {
     let parts: Vec<_> = token.split(|&byte| byte == b'.').collect();
     let [_header, claims, _signature] = parts.as_slice() else { return false };

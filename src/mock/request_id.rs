@@ -1,6 +1,6 @@
-//! The id of a request, as `x-fal-request-id` and the queue have it.
+//! The id of a request, for `x-fal-request-id` and for the queue.
 
-/// Every request has a UUID of its own, in which it is counted.
+/// How each id begins. The rest of this UUID is the number of the request.
 const PREFIX: &str = "00000000-0000-4000-8000-";
 
 pub(super) fn request_id(number: u64) -> String {

@@ -3,9 +3,9 @@
 use hyper::rt::Executor;
 use tokio::sync::watch;
 
-/// Owns tasks: those that were spawned in it end when it is dropped.
+/// Owns tasks: when it is dropped, the tasks that were spawned in it end.
 ///
-/// A `JoinSet` would do the same, but only through `&mut`: hyper spawns the streams of HTTP/2 on its own.
+/// A `JoinSet` does the same but needs `&mut` to spawn, and hyper spawns the streams of HTTP/2 by itself.
 pub(super) struct Scope(watch::Sender<()>);
 
 impl Scope {
@@ -27,10 +27,10 @@ impl Tasks {
         tokio::spawn(self.clone().run(task));
     }
 
-    /// The task itself, for whoever spawns it.
+    /// Runs a task until it ends or the scope does.
     pub(super) async fn run(mut self, task: impl Future<Output = ()>) {
         tokio::select! {
-            // Nothing is ever sent: this is the end of the scope.
+            // Nothing is ever sent, so this resolves only when the scope is dropped.
             _ = self.0.changed() => {}
             () = task => {}
         }

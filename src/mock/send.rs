@@ -32,7 +32,7 @@ pub(super) fn response(answer: Answer, number: u64, connection: &Connection) -> 
     response
 }
 
-/// Sends each event as soon as the test lets it go.
+/// Sends each event as soon as the test allows it.
 fn events(mut output: Value, connection: &Connection) -> Channel<Bytes> {
     let (mut sender, body) = Channel::new(1);
     let mut allowed = connection.shared.events.subscribe();
@@ -41,7 +41,7 @@ fn events(mut output: Value, connection: &Connection) -> Channel<Bytes> {
             if allowed.wait_for(|allowed| event < *allowed).await.is_err() {
                 return;
             }
-            // What is no object has no room for a number.
+            // Only an object has room for the number.
             if let Value::Object(fields) = &mut output {
                 fields.insert("event".to_owned(), event.into());
             }

@@ -29,11 +29,11 @@ pub(super) async fn listen(listener: TcpListener, host: Host, shared: Arc<Shared
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                // Best effort: without it an answer is late, not wrong.
+                // If this fails, answers are a little later and no less right.
                 let _ = stream.set_nodelay(true);
                 tasks.spawn(serve(stream, Plays::One(host), Arc::clone(&shared)));
             }
-            // A client that has gone again, or too many open files: both pass, and a test would rather wait.
+            // The client has gone again, or too many files are open. Both end by themselves, so the test waits.
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
@@ -45,7 +45,7 @@ where
 {
     let scope = Scope::new();
     let connection = Arc::new(Connection::new(shared, plays, scope.tasks()));
-    // What the connection becomes when it has ended as one of HTTP.
+    // The WebSocket that the connection becomes when its HTTP has ended.
     let socket = Arc::new(Mutex::new(None));
     let service = service_fn(|request| {
         let (connection, socket) = (Arc::clone(&connection), Arc::clone(&socket));
@@ -59,7 +59,7 @@ where
     });
     let server = auto::Builder::new(scope.tasks());
     let served = async {
-        // How a connection ends is the client's affair; an error here has no one to be told to.
+        // A client may end its connection as it likes, and an error here concerns nobody.
         let _ = server.serve_connection_with_upgrades(TokioIo::new(io), service).await;
         let socket = slot(&socket).take();
         if let Some(socket) = socket {
@@ -73,6 +73,6 @@ where
 }
 
 fn slot(socket: &Mutex<Option<Socket>>) -> MutexGuard<'_, Option<Socket>> {
-    // It is only ever assigned: a panic elsewhere leaves nothing half done.
+    // It is only assigned, so a panic elsewhere cannot leave it half changed.
     socket.lock().unwrap_or_else(PoisonError::into_inner)
 }

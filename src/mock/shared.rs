@@ -24,18 +24,18 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        // Every change is one assignment or one collection call: a panic elsewhere leaves nothing half done.
+        // Each change is one assignment or one call, so a panic elsewhere cannot leave it half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where a host is played on a port of its own.
+    /// The origin that stands for a host.
     pub(super) fn origin(&self, host: Host) -> String {
         let address = match host {
             Host::Queue => self.queue,
             Host::Ws => self.ws,
             Host::Rest => self.rest,
             Host::Storage => self.storage,
-            // The Platform API has no port: it goes by its name, on any.
+            // The Platform API has no port of its own. It is recognized by its name, on any port.
             Host::Run | Host::Platform => self.run,
         };
         format!("http://{address}")

@@ -1,4 +1,4 @@
-//! WebSockets: the handshake, and what is said once it was accepted.
+//! WebSockets: the handshake, and the messages after it.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ use super::{
     send::response,
 };
 
-/// What a connection is once its handshake was accepted.
+/// A connection whose handshake was accepted.
 pub(super) struct Socket {
     pub(super) upgrade: OnUpgrade,
     pub(super) protocol: Protocol,
@@ -30,24 +30,24 @@ pub(super) struct Socket {
     pub(super) number: u64,
 }
 
-/// How the two ends talk.
+/// Which messages answer which.
 #[derive(Clone, Copy)]
 pub(super) enum Protocol {
-    /// `fal.run`: a message is an input, and the next one from here its output.
+    /// `fal.run`: each message is an input, and is answered with its output.
     ///
     /// Source: `fal` 1.83.0 (`apps.py`), `@fal-ai/client` 1.10.1 (`realtime.ts`).
     Realtime,
     /// `fal.run` with a token that is not valid.
     ///
-    /// Source: `@fal-ai/client` 1.10.1 (`realtime.ts`), which looks for this very message.
+    /// Source: `@fal-ai/client` 1.10.1 (`realtime.ts`), which looks for exactly this message.
     Refusal,
-    /// `ws.fal.run`: a message is the body of a request, and the response comes between a `start` and an `end`.
+    /// `ws.fal.run`: each message is the body of a request. Its response comes between a `start` and an `end`.
     ///
     /// Source: fal's documentation, "HTTP over WebSockets"; `fal` 1.83.0 (`apps.py`).
     Http,
 }
 
-/// The headers that accept a handshake, or which rule it breaks.
+/// The headers that accept a handshake. The error says which rule it breaks.
 pub(super) fn handshake(head: &Parts) -> Result<HeaderMap, String> {
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
@@ -59,10 +59,10 @@ pub(super) fn handshake(head: &Parts) -> Result<HeaderMap, String> {
 type Stream = WebSocketStream<TokioIo<Upgraded>>;
 
 impl Socket {
-    /// Until either end closes it.
+    /// Answers messages until either side closes the socket.
     pub(super) async fn serve(self, connection: &Connection) -> tungstenite::Result<()> {
         let Self { upgrade, protocol, path, number } = self;
-        // The connection of HTTP has ended, so this is there at once or never.
+        // HTTP has ended on this connection, so the upgrade is ready now or never.
         let Ok(upgraded) = upgrade.await else { return Ok(()) };
         let mut stream = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
         if let Protocol::Refusal = protocol {
@@ -104,7 +104,7 @@ async fn realtime(
             }
             Content::Bytes(bytes) => Message::Binary(bytes),
             Content::Json(output) if is_text => text(&output),
-            // The client's own msgpack: the mock reads none.
+            // The mock reads no msgpack, so it returns that of the client.
             _ => Message::Binary(input),
         })
         .await

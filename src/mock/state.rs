@@ -1,4 +1,4 @@
-//! What the mock knows: the valid credentials, the switches, the log and the queue.
+//! What the mock knows: the valid credentials, what the test has set, the log and the queue.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -33,13 +33,13 @@ pub(super) struct State {
     jobs: BTreeMap<u64, Job>,
 }
 
-/// A valid credential. Its clone shares the buffer that wipes itself, so no other copy of the secret is kept.
+/// A valid credential. A clone shares the buffer that is wiped on drop, so there is no other copy of the secret.
 pub(super) struct Grant {
     credential: Credential,
     pub(super) permitted: bool,
 }
 
-/// A failure of so many requests.
+/// A failure, and how many more requests it meets.
 struct Failing {
     left: usize,
     failure: Failure,
@@ -73,27 +73,27 @@ impl State {
         self.grants.retain(|grant| !grant.credential.same_value(credential));
     }
 
-    /// The valid credential among those that a request shows.
-    pub(super) fn granted(&self, shown: &[HeaderValue]) -> Option<&Grant> {
-        // Servers differ in which of several headers they believe: whoever sends several has a bug to find.
-        let [value] = shown else { return None };
+    /// The valid credential of a request, given all that it has.
+    pub(super) fn granted(&self, credentials: &[HeaderValue]) -> Option<&Grant> {
+        // Servers differ in which of several headers they take, so a client that sends several has a bug.
+        let [value] = credentials else { return None };
         self.grants.iter().find(|grant| grant.credential.header().as_bytes().ct_eq(value.as_bytes()).into())
     }
 
-    pub(super) fn presented(&self, shown: &[HeaderValue]) -> Presented {
-        match (self.granted(shown), shown.first()) {
+    pub(super) fn presented(&self, credentials: &[HeaderValue]) -> Presented {
+        match (self.granted(credentials), credentials.first()) {
             (Some(grant), _) => Presented::Accepted(grant.credential.key_id().cloned()),
             (None, Some(value)) => Presented::Refused(key_id(value)),
             (None, None) => Presented::Nothing,
         }
     }
 
-    /// Lets the next requests to a path and below it fail. Of an empty path, that is each.
+    /// Lets the next `n` requests to a path and below it fail. An empty path includes all.
     pub(super) fn fail_next(&mut self, path: &str, n: usize, failure: Failure) {
         self.failures.set(path, (n > 0).then_some(Failing { left: n, failure }));
     }
 
-    /// The failure that meets a request to this path at this point, if one does.
+    /// The failure that meets a request to this path at this point, if there is one.
     pub(super) fn next_failure(&mut self, path: &str, point: Point) -> Option<Failure> {
         let is_due = |failing: &Failing| failing.left > 0 && failing.failure.point() == point;
         let failing = self.failures.find(path, is_due)?;
@@ -101,7 +101,7 @@ impl State {
         Some(failing.failure)
     }
 
-    /// What the application at a path answers from now on, or `None` for what it answers by itself.
+    /// Sets what the application at a path answers. `None` takes it back.
     pub(super) fn set_answer(&mut self, path: &str, answer: Option<Answer>) {
         self.answers.set(path, answer);
     }
@@ -124,6 +124,6 @@ impl State {
 }
 
 fn key_id(value: &HeaderValue) -> Option<KeyId> {
-    // The copy that is parsed here wipes itself.
+    // The copy that this makes is wiped on drop.
     Credential::key(value.as_bytes().strip_prefix(b"Key ")?).ok()?.key_id().cloned()
 }

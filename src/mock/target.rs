@@ -1,4 +1,4 @@
-//! Whom a request is to, and what it asks for.
+//! Which host a request is for, and what it asks for.
 
 use http::{
     Method,
@@ -34,7 +34,7 @@ impl Host {
         }
     }
 
-    /// What stands in front of a path where no name tells.
+    /// What a path begins with where the name of the host does not say it.
     pub(super) fn prefix(self) -> &'static str {
         match self {
             Self::Run => "/run",
@@ -46,7 +46,7 @@ impl Host {
         }
     }
 
-    /// The host that an authority names, if it names one of fal's. Its first label is enough.
+    /// The host that an authority names, if it is one of fal's. Only the first label counts.
     pub(super) fn named(authority: &str) -> Option<Self> {
         Some(match authority.split_once('.')?.0.to_ascii_lowercase().as_str() {
             "fal" | "falrun" => Self::Run,
@@ -74,7 +74,7 @@ impl Host {
 pub(super) enum Plays {
     /// This one.
     One(Host),
-    /// All, told apart by the beginning of the path. The scheme is that of the URLs in answers.
+    /// All of them. The beginning of the path says which. The scheme is that of the URLs in answers.
     All(Scheme),
 }
 
@@ -92,7 +92,7 @@ pub(super) struct Target<'a> {
 pub(super) enum Call<'a> {
     Run,
     Stream,
-    /// Opens a WebSocket: of the realtime protocol or of HTTP, as the host has it.
+    /// Opens a WebSocket. The host decides between the realtime protocol and HTTP.
     Connect,
     Submit,
     Status(&'a str),
@@ -106,7 +106,7 @@ pub(super) enum Call<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// `Err` is the path, when fal would not know it.
+    /// `Err` is the path, if fal would not know it.
     pub(super) fn of(head: &'a Parts, plays: &Plays) -> Result<Self, &'a str> {
         let path = head.uri.path();
         let (host, path) = match (Host::named(authority(head)), plays) {
@@ -144,7 +144,7 @@ fn call<'a>(host: Host, head: &Parts, path: &'a str) -> Option<(String, Call<'a>
         (Host::Queue, &Method::GET, ["requests", id]) => Call::Result(id),
         (Host::Queue, &Method::PUT, ["requests", id, "cancel"]) => Call::Cancel(id),
         (Host::Queue, _, _) => return None,
-        // Whatever else comes there is a handshake that has gone wrong.
+        // This host takes only handshakes, so anything else is a wrong one.
         (Host::Ws, _, _) => Call::Connect,
         _ if wants_socket(head) => Call::Connect,
         (_, &Method::POST, [.., "stream"]) => Call::Stream,
@@ -153,19 +153,20 @@ fn call<'a>(host: Host, head: &Parts, path: &'a str) -> Option<(String, Call<'a>
     Some((format!("{owner}/{app}"), call))
 }
 
-/// Whether a request asks for a WebSocket, well or badly. Over HTTP/2 none does.
+/// Whether a request asks for a WebSocket, in the right form or not. Over HTTP/2 none does.
 fn wants_socket(head: &Parts) -> bool {
     head.headers.get(UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// What uploads begin with on the storage host.
+/// What the path of an upload begins with.
 pub(super) const UPLOADS: &str = "/upload/";
 
-/// Whom a request is meant for: `:authority`, an absolute URI's or the `host` header's; empty if there is none.
+/// The host and port that a request is for: `:authority`, that of an absolute URI, or the `host` header. It may be
+/// empty.
 pub(super) fn authority(head: &Parts) -> &str {
     let in_uri = head.uri.authority().map(|authority| authority.as_str());
     let in_header = || head.headers.get(HOST).and_then(|host| host.to_str().ok());
     let authority = in_uri.or_else(in_header).unwrap_or_default();
-    // `user:password@` may stand in front, and is nothing for a log.
+    // `user:password@` may come before it, and does not belong into a log.
     authority.rsplit('@').next().unwrap_or_default()
 }
