@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_realtime_protocol_answers_text_with_text_and_bytes_with_bytes() {
+    async fn realtime_answers_text_with_text_and_bytes_with_bytes() {
         let (fal, credential) = accepting("id:secret").await;
         let mut socket = connect(fal.realtime_url("fal-ai/flux/realtime?max_buffering=1"), "Key id:secret").await;
         let runs = fal.runs();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_fails_as_injected_and_the_socket_goes_on() {
+    async fn a_message_fails_and_the_socket_goes_on() {
         let (fal, _credential) = accepting("id:secret").await;
         let mut socket = connect(fal.realtime_url("a/b/realtime"), "Key id:secret").await;
         fal.fail_next(1, Failure::Application(StatusCode::INTERNAL_SERVER_ERROR));
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_realtime_token_is_judged_within_the_socket() {
+    async fn a_realtime_token_is_checked_inside_the_socket() {
         let fal = MockFal::start().await.unwrap();
         let url = fal.realtime_url(&format!("a/b/realtime?max_buffering=1&fal_jwt_token={TOKEN}"));
         let mut socket = connect(url.clone(), "").await;
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(next(&mut socket).await["bytes"], 2);
         assert_eq!(fal.received()[1].presented, Presented::Accepted(None));
 
-        // The header goes first, and elsewhere than in the realtime protocol there is no token.
+        // A header counts more than the token, and only the realtime protocol takes a token.
         assert_eq!(refused(url, "Key id:other").await.0, 401);
         assert_eq!(refused(fal.ws_url(&format!("a/b?fal_jwt_token={TOKEN}")), "").await.0, 401);
         assert_eq!(fal.runs(), 1);
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_over_a_websocket_is_held_back_event_by_event() {
+    async fn a_stream_over_a_websocket_waits_event_by_event() {
         let (fal, _credential) = accepting("id:secret").await;
         fal.hold_events_after(0);
         let mut socket = connect(fal.ws_url("a/b/stream"), "Key id:secret").await;
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_handshake_is_a_bad_request() {
+    async fn a_wrong_handshake_is_a_bad_request() {
         let (fal, _credential) = accepting("id:secret").await;
         let upgrade = "upgrade: websocket\r\nconnection: upgrade\r\n";
         for (url, headers) in
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_of_the_tests_own_leads_to_both_by_name_or_by_prefix() {
+    async fn a_served_connection_leads_to_both_protocols() {
         let (fal, _credential) = accepting("id:secret").await;
         for (url, first) in [
             ("wss://localhost/ws/a/b", "start"),
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_handle_takes_its_sockets_along() {
+    async fn dropping_the_last_handle_ends_the_sockets() {
         let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
         let (fal, _credential) = accepting("id:secret").await;
         fal.hold_events_after(1);

@@ -81,7 +81,7 @@ async fn until(reached: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap();
 }
 
-/// HTTP/1.1 by hand.
+/// A client for HTTP/1.1 that sends exactly what it is given.
 struct Raw(BufStream<TcpStream>);
 
 impl Raw {
@@ -138,7 +138,7 @@ async fn no_credential_is_valid_at_first() {
 }
 
 #[tokio::test]
-async fn a_run_says_what_came_on_both_versions() {
+async fn a_run_answers_with_its_input() {
     let (fal, credential) = accepting("id:secret").await;
     for version in VERSIONS {
         let mut request = authorized(Method::POST, fal.run_url("/fal-ai/flux/dev?sync=1"), "");
@@ -209,7 +209,7 @@ async fn several_credentials_are_valid_until_each_is_revoked() {
 }
 
 #[tokio::test]
-async fn a_locked_account_neither_runs_nor_submits_but_sees_what_it_has_queued() {
+async fn a_locked_account_can_only_follow_its_jobs() {
     let (fal, _credential) = accepting("id:secret").await;
     let (_, job) = post(fal.queue_url("a/b"), "Key id:secret").await;
     let url = |name: &str| job[name].as_str().unwrap().parse::<Uri>().unwrap();
@@ -233,7 +233,7 @@ async fn a_locked_account_neither_runs_nor_submits_but_sees_what_it_has_queued()
 }
 
 #[tokio::test]
-async fn a_denied_credential_lacks_a_permission_until_it_is_accepted_again() {
+async fn a_denied_credential_lacks_a_permission_until_accepted() {
     let (fal, credential) = accepting("id:secret").await;
     fal.deny(&credential);
     assert_eq!(post(fal.run_url("a/b"), "Key id:secret").await, detail(403, "Insufficient permissions"));
@@ -243,7 +243,7 @@ async fn a_denied_credential_lacks_a_permission_until_it_is_accepted_again() {
 }
 
 #[tokio::test]
-async fn a_queued_request_is_followed_from_its_urls_to_its_result() {
+async fn the_urls_of_a_job_lead_to_its_result() {
     let (fal, _credential) = accepting("id:secret").await;
     let (status, job) = post(fal.queue_url("fal-ai/flux/dev"), "Key id:secret").await;
     let url = format!("{}/fal-ai/flux/requests/{}", fal.queue_origin(), job["request_id"].as_str().unwrap());
@@ -267,7 +267,7 @@ async fn a_queued_request_is_followed_from_its_urls_to_its_result() {
 }
 
 #[tokio::test]
-async fn an_unknown_request_id_is_not_found_with_a_valid_key_and_with_none() {
+async fn an_unknown_job_is_not_found_with_a_key_and_without() {
     let (fal, _credential) = accepting("id:secret").await;
     let (_, job) = post(fal.queue_url("a/b"), "Key id:secret").await;
     let id = job["request_id"].as_str().unwrap();
@@ -290,7 +290,7 @@ async fn a_path_that_fal_does_not_know_is_not_found() {
 }
 
 #[tokio::test]
-async fn a_host_that_begins_with_queue_is_the_queue_on_either_port() {
+async fn a_host_that_begins_with_queue_is_the_queue() {
     let (fal, _credential) = accepting("id:secret").await;
     let mut request = authorized(Method::POST, fal.run_url("a/b"), "Key id:secret");
     request.headers_mut().insert(header::HOST, "Queue.fal.run".parse().unwrap());
@@ -300,7 +300,7 @@ async fn a_host_that_begins_with_queue_is_the_queue_on_either_port() {
 }
 
 #[tokio::test]
-async fn the_rest_and_the_platform_host_refuse_in_words_of_their_own() {
+async fn the_rest_and_the_platform_host_have_their_own_refusals() {
     let (fal, credential) = accepting("id:secret").await;
     let ask = async |host: &str, authorization: &str| {
         let mut request = authorized(Method::GET, fal.run_url("v1/models"), authorization);
@@ -318,7 +318,7 @@ async fn the_rest_and_the_platform_host_refuse_in_words_of_their_own() {
 }
 
 #[tokio::test]
-async fn the_log_holds_what_was_asked_shown_and_answered_but_no_secret_and_no_query() {
+async fn the_log_holds_no_secret_and_no_query() {
     let (fal, credential) = accepting("id:hush").await;
     for (version, authorization) in VERSIONS.into_iter().zip(["Key id:hush", "Key other:hush-hush"]) {
         let url = fal.run_url("a/b?fal_jwt_token=hush");
@@ -349,7 +349,7 @@ async fn the_log_holds_what_was_asked_shown_and_answered_but_no_secret_and_no_qu
 }
 
 #[tokio::test]
-async fn a_password_in_front_of_the_host_stays_out_of_the_log() {
+async fn the_log_has_no_password_of_a_url() {
     let fal = MockFal::start().await.unwrap();
     let mut raw = Raw::connect(fal.shared.run).await;
     raw.write("GET http://me:hush@fal.run/a/b HTTP/1.1\r\nhost: fal.run\r\n\r\n").await;
@@ -369,7 +369,7 @@ async fn content_is_kept_only_when_the_test_asks_for_it() {
             *request.body_mut() = Full::from(r#"{"prompt":"hush"}"#);
             client(version).request(request).await.unwrap();
         }
-        // The body of what was refused is read next to the answer.
+        // The body of a refused request is read while the answer is sent.
         until(|| fal.received().iter().all(|received| received.body_length.is_some())).await;
         for received in fal.received() {
             assert_eq!(received.query.as_deref(), keep.then_some("token=hush"));
@@ -425,7 +425,7 @@ async fn the_head_of_every_answer_waits_for_the_latency() {
 }
 
 #[tokio::test]
-async fn the_next_n_requests_fail_with_a_status_and_those_after_them_do_not() {
+async fn the_next_n_requests_fail_and_no_others() {
     let (fal, _credential) = accepting("id:secret").await;
     fal.fail_next(2, Failure::Status(StatusCode::BAD_GATEWAY));
     assert_eq!(post(fal.run_url("a/b"), "Key id:secret").await, detail(502, "Bad Gateway"));
@@ -446,12 +446,12 @@ async fn a_failure_on_a_path_meets_it_and_all_below_it() {
     assert_eq!((run("a/other").await, run("a/bb").await, run("a/b/c").await), (200, 200, 504));
     assert_eq!((run("a/b/c").await, post(fal.queue_url("a/b"), "").await.0, run("a/b").await), (502, 502, 200));
 
-    // The longest path goes first, `fail_next` last.
+    // The longest path comes first, and `fail_next` last.
     fal.fail_next(1, Failure::Status(StatusCode::SERVICE_UNAVAILABLE));
     fal.fail_next_on("a/b", 1, Failure::Status(StatusCode::BAD_GATEWAY));
     assert_eq!((run("a/b").await, run("a/b").await, run("a/b").await), (502, 503, 200));
 
-    // A failure of the application lets one of fal's pass it.
+    // A failure of fal's comes before one of the application, whatever their paths.
     fal.fail_next(1, Failure::Status(StatusCode::SERVICE_UNAVAILABLE));
     fal.fail_next_on("a/b", 1, Failure::Application(StatusCode::IM_A_TEAPOT));
     assert_eq!((run("a/b").await, run("a/b").await, run("a/b").await), (503, 418, 200));
@@ -487,7 +487,7 @@ async fn a_failure_can_say_any_detail_before_anything_runs() {
 }
 
 #[tokio::test]
-async fn a_disconnect_closes_the_connection_without_an_answer_on_both_versions() {
+async fn a_disconnect_closes_the_connection_without_an_answer() {
     let (fal, _credential) = accepting("id:secret").await;
     for version in VERSIONS {
         fal.fail_next(1, Failure::Disconnect);
@@ -499,7 +499,7 @@ async fn a_disconnect_closes_the_connection_without_an_answer_on_both_versions()
 }
 
 #[tokio::test]
-async fn a_refusal_does_not_wait_for_the_upload_on_both_versions() {
+async fn a_refusal_does_not_wait_for_the_upload() {
     let (fal, _credential) = accepting("id:secret").await;
     for version in VERSIONS {
         let request = Request::post(fal.run_url("a/b")).body(Endless { begun: false }).unwrap();
@@ -508,7 +508,7 @@ async fn a_refusal_does_not_wait_for_the_upload_on_both_versions() {
 }
 
 #[tokio::test]
-async fn a_refused_upload_is_read_to_its_end_so_that_the_connection_can_be_used_again() {
+async fn a_connection_can_be_used_again_after_a_refused_upload() {
     let (fal, _credential) = accepting("id:secret").await;
     let mut raw = Raw::connect(fal.shared.run).await;
     let half = vec![b'x'; 512 * 1024];
@@ -542,7 +542,7 @@ async fn a_refused_upload_without_end_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_mock_that_closes_on_refusal_does_not_read_the_upload() {
+async fn with_close_on_refusal_the_upload_is_not_read() {
     let fal = MockFal::start().await.unwrap();
     fal.close_on_refusal(true);
     let mut raw = Raw::connect(fal.shared.run).await;
@@ -557,7 +557,7 @@ async fn a_mock_that_closes_on_refusal_does_not_read_the_upload() {
 }
 
 #[tokio::test]
-async fn the_last_handle_takes_listeners_connections_and_tasks_along() {
+async fn dropping_the_last_handle_ends_everything() {
     let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     assert_eq!(alive(), 0);
     let fal = MockFal::start().await.unwrap();
@@ -565,7 +565,7 @@ async fn the_last_handle_takes_listeners_connections_and_tasks_along() {
     let (run, queue) = (fal.shared.run, fal.shared.queue);
     drop(fal);
 
-    // A connection that idles, one whose upload is discarded, and one answer on each version that waits.
+    // An idle connection, one whose upload is still being read, and on each version an answer that waits.
     let mut idle = Raw::connect(queue).await;
     let mut uploading = Raw::connect(run).await;
     uploading.write("POST /a/b HTTP/1.1\r\nhost: fal.run\r\ncontent-length: 1048576\r\n\r\n").await;
@@ -601,7 +601,7 @@ async fn a_path_gets_exactly_one_slash_in_front() {
 
 #[tokio::test]
 #[should_panic(expected = "`a b` is no path of a URL")]
-async fn a_path_that_cannot_stand_in_a_url_panics_with_its_name() {
+async fn a_path_that_cannot_be_in_a_url_panics_with_its_name() {
     let _ = MockFal::start().await.unwrap().run_url("a b");
 }
 
@@ -610,7 +610,7 @@ fn url_in(answer: &Value, name: &str) -> Uri {
     answer[name].as_str().unwrap().parse().unwrap()
 }
 
-/// The events of a stream. How they are cut into frames is the connection's affair.
+/// The events of a stream. An event may be spread over frames in any way.
 struct Events {
     body: Incoming,
     text: String,
@@ -657,7 +657,7 @@ async fn a_job_is_cancelled_once_and_its_result_says_so() {
 }
 
 #[tokio::test]
-async fn a_job_that_was_seen_completed_or_fetched_cannot_be_cancelled_nor_one_that_is_not_there() {
+async fn only_a_job_that_nobody_saw_completed_can_be_cancelled() {
     let (fal, _credential) = accepting("id:secret").await;
     let cancel = async |url: Uri| send(Method::PUT, url, "Key id:secret").await;
 
@@ -707,7 +707,7 @@ async fn a_job_is_completed_at_the_poll_that_the_test_sets() {
 async fn a_job_can_end_in_an_error() {
     let (fal, _credential) = accepting("id:secret").await;
     fal.fail_next(1, Failure::Job(ErrorType::RunnerDisconnected));
-    // Neither a run nor a refusal is a job.
+    // A run is not a job, and a refused submit does not become one.
     assert_eq!(post(fal.run_url("a/b"), "Key id:secret").await.0, 200);
     assert_eq!(post(fal.queue_url("a/b"), "Key id:other").await.0, 401);
     let (_, failing) = post(fal.queue_url("a/b"), "Key id:secret").await;
@@ -731,7 +731,7 @@ async fn a_job_can_end_in_an_error() {
 }
 
 #[tokio::test]
-async fn a_stream_sends_its_events_and_ends_on_both_versions() {
+async fn a_stream_sends_its_events_and_ends() {
     let (fal, _credential) = accepting("id:secret").await;
     for version in VERSIONS {
         let request = authorized(Method::POST, fal.run_url("fal-ai/flux/dev/stream"), "Key id:secret");
@@ -751,12 +751,12 @@ async fn a_stream_sends_its_events_and_ends_on_both_versions() {
 }
 
 #[tokio::test]
-async fn a_stream_is_held_back_until_the_test_lets_its_next_event_go() {
+async fn a_stream_waits_until_the_test_allows_its_next_event() {
     let (fal, credential) = accepting("id:secret").await;
     fal.hold_events_after(0);
     let request = authorized(Method::POST, fal.run_url("a/b/stream"), "Key id:secret");
     let mut events = Events::of(client(Version::HTTP_11).request(request).await.unwrap());
-    // Whoever had its head keeps its stream.
+    // A stream that has begun goes on.
     fal.revoke(&credential);
     for event in 0..3 {
         let early = tokio::time::timeout(Duration::from_millis(20), events.next()).await;
@@ -768,7 +768,7 @@ async fn a_stream_is_held_back_until_the_test_lets_its_next_event_go() {
 }
 
 #[tokio::test]
-async fn an_upload_is_initiated_with_the_key_and_made_without_it_elsewhere() {
+async fn an_upload_goes_to_another_origin_without_the_key() {
     let (fal, credential) = accepting("id:secret").await;
     let initiate = fal.rest_url("/storage/upload/initiate?storage_type=fal-cdn-v3");
     assert_eq!(post(initiate.clone(), "").await, detail(401, "Authorization header is required"));
@@ -794,7 +794,7 @@ async fn an_upload_is_initiated_with_the_key_and_made_without_it_elsewhere() {
 }
 
 #[tokio::test]
-async fn an_injected_failure_has_the_headers_and_the_body_of_its_kind() {
+async fn a_failure_has_the_headers_and_the_body_of_its_kind() {
     let (fal, _credential) = accepting("id:secret").await;
     let unprocessable = StatusCode::UNPROCESSABLE_ENTITY;
     let model = |retryable| Failure::Model { status: unprocessable, error: "image_load_error", retryable };
@@ -951,7 +951,7 @@ fn an_answer_panics_at_a_header_that_cannot_be() {
 }
 
 #[tokio::test]
-async fn only_what_reaches_an_application_is_counted_as_run_and_can_fail_there() {
+async fn only_what_reaches_an_application_counts_as_a_run() {
     let (fal, _credential) = accepting("id:secret").await;
     fal.fail_next(1, Failure::Application(StatusCode::FORBIDDEN));
     let (_, job) = post(fal.queue_url("a/b"), "Key id:other").await;
@@ -962,7 +962,7 @@ async fn only_what_reaches_an_application_is_counted_as_run_and_can_fail_there()
     assert_eq!(post(fal.run_url("a/b"), "Key id:secret").await.0, 403);
     assert_eq!((fal.runs(), post(fal.run_url("a/b"), "Key id:secret").await.0), (1, 200));
 
-    // The queue takes the request, and hands on what the application answered.
+    // The queue accepts the request, and the result is what the application answered.
     fal.fail_next(1, Failure::Application(StatusCode::UNAUTHORIZED));
     let (status, job) = post(fal.queue_url("a/b"), "Key id:secret").await;
     assert_eq!((status, fal.runs()), (200, 3));
@@ -978,7 +978,7 @@ async fn only_what_reaches_an_application_is_counted_as_run_and_can_fail_there()
 }
 
 #[tokio::test]
-async fn the_last_handle_ends_a_stream_that_is_held_back() {
+async fn dropping_the_last_handle_ends_a_waiting_stream() {
     let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let (fal, _credential) = accepting("id:secret").await;
     fal.hold_events_after(0);
@@ -990,7 +990,7 @@ async fn the_last_handle_ends_a_stream_that_is_held_back() {
     until(|| alive() == 0).await;
 }
 
-/// One connection that the test serves itself, and what it takes to ask for something on it.
+/// Sends one request on a connection that the test accepted itself.
 async fn ask(fal: &MockFal, scheme: Scheme, host: &str, method: &str, path: &str) -> (String, Value) {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     tokio::spawn(fal.serve_connection(theirs, scheme));
@@ -1007,7 +1007,7 @@ async fn ask(fal: &MockFal, scheme: Scheme, host: &str, method: &str, path: &str
 }
 
 #[tokio::test]
-async fn a_connection_of_the_tests_own_leads_to_every_host_by_name_or_by_prefix() {
+async fn a_served_connection_leads_to_every_host() {
     let (fal, _credential) = accepting("id:secret").await;
     for (scheme, host, prefix, queue, storage) in [
         (
@@ -1047,7 +1047,7 @@ async fn a_connection_of_the_tests_own_leads_to_every_host_by_name_or_by_prefix(
 }
 
 #[tokio::test]
-async fn the_last_handle_ends_a_connection_of_the_tests_own() {
+async fn dropping_the_last_handle_ends_a_served_connection() {
     let fal = MockFal::start().await.unwrap();
     let (_ours, theirs) = tokio::io::duplex(1024);
     let served = tokio::spawn(fal.serve_connection(theirs, Scheme::HTTP));

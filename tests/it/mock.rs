@@ -32,7 +32,7 @@ fn request(method: Method, uri: Uri) -> Request<Full<Bytes>> {
 }
 
 #[tokio::test]
-async fn an_applications_own_401_or_403_is_billed_once_although_a_newer_key_is_there() {
+async fn a_refusal_by_the_application_is_not_replayed() {
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(1));
     fal.accept(&key(2));
@@ -53,7 +53,7 @@ async fn an_applications_own_401_or_403_is_billed_once_although_a_newer_key_is_t
 }
 
 #[tokio::test]
-async fn fals_own_401_is_sent_again_and_billed_once() {
+async fn a_refusal_by_fal_is_replayed_and_billed_once() {
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(2));
     let script = Script::new(None, Says::Here(key(1)));
@@ -65,7 +65,7 @@ async fn fals_own_401_is_sent_again_and_billed_once() {
 }
 
 #[tokio::test]
-async fn an_upload_carries_no_key_where_only_the_rest_origin_is_admitted() {
+async fn an_upload_has_no_key_if_only_the_rest_origin_may_have_it() {
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(1));
     let client = client(&CredentialStore::fixed(key(1)), FalOrigins::new().and(&fal.rest_origin()).unwrap());

@@ -1,4 +1,4 @@
-//! `examples/mock_fal`: what programs in other languages are tested against, as they see it.
+//! `examples/mock_fal`, as a program in another language sees it.
 
 use std::{net::SocketAddr, path::PathBuf, process::Stdio, sync::Arc};
 
@@ -119,7 +119,7 @@ async fn post(client: &Client<impl Connect + Clone + Send + Sync + 'static, Full
 }
 
 #[tokio::test]
-async fn a_key_is_accepted_revoked_and_locked_out_through_the_control_endpoint() {
+async fn the_control_endpoint_accepts_revokes_and_locks() {
     let mock = MockProcess::start("my-key:not-a-secret", false).await;
     let client = Client::builder(TokioExecutor::new()).build_http();
     let run = format!("{}/run/a/b", mock.fal);
@@ -214,7 +214,7 @@ async fn a_web_page_cannot_use_the_control_endpoint() {
 }
 
 #[tokio::test]
-async fn a_mistaken_order_is_refused_without_a_word_of_it() {
+async fn a_wrong_control_request_is_refused_and_not_repeated() {
     let mock = MockProcess::start("my-key:not-a-secret", false).await;
     for (path, body) in [
         ("/accept", r#"{"key":"hush"}"#),
@@ -237,7 +237,7 @@ async fn a_mistaken_order_is_refused_without_a_word_of_it() {
 }
 
 #[tokio::test]
-async fn tls_is_vouched_for_by_the_ca_it_writes_on_both_versions_and_for_fals_own_names() {
+async fn its_certificate_is_valid_for_loopback_and_fals_names() {
     let mock = MockProcess::start("my-key:not-a-secret", true).await;
     let config = trusting(&mock);
     let port = mock.fal.parse::<Uri>().unwrap().port_u16().unwrap();
@@ -267,7 +267,7 @@ async fn tls_is_vouched_for_by_the_ca_it_writes_on_both_versions_and_for_fals_ow
 }
 
 #[tokio::test]
-async fn a_signal_ends_it_with_success_even_while_a_connection_is_open() {
+async fn a_signal_ends_it_while_a_connection_is_open() {
     for signal in ["TERM", "INT"] {
         let mock = MockProcess::start("my-key:not-a-secret", false).await;
         let address = mock.fal.strip_prefix("http://").unwrap().to_owned();
@@ -277,7 +277,7 @@ async fn a_signal_ends_it_with_success_even_while_a_connection_is_open() {
 }
 
 #[tokio::test]
-async fn an_option_that_it_does_not_understand_ends_it_with_2_and_no_word_of_what_may_be_a_key() {
+async fn wrong_arguments_end_it_with_2_and_one_line() {
     for arguments in [
         vec!["hush:hush"],
         vec!["--hush"],
@@ -313,7 +313,7 @@ async fn an_address_that_is_taken_is_named() {
         assert!(told.starts_with(&format!("cannot listen on {taken}: ")), "{told}");
         assert!(output.stdout.is_empty());
     }
-    // The CA of the process that is there is still the one in the file.
+    // The file still has the CA of the process that uses the address.
     assert_eq!(std::fs::read(mock.ca()).unwrap(), ca);
 }
 
