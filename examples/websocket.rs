@@ -66,7 +66,9 @@ async fn main() -> ExitCode {
     terminal::run(async |arguments: Arguments| match arguments.target.live().await? {
         None => demo().await,
         Some(Live { store, app, input }) => {
-            let fal = Fal { layer: tower_fal::layer(&store), connector: connector()? };
+            let origins = FalOrigins::new().handshakes();
+            let layer = tower_fal::layer(&store).auth(|auth| auth.origins(origins));
+            let fal = Fal { layer, connector: connector()? };
             let mut socket = fal.connect(&format!("wss://ws.fal.run/{app}").parse()?).await?;
             ask(&mut socket, &input).await
         }

@@ -187,7 +187,7 @@ impl<P> FalAuthLayer<P> {
     where
         P: OriginPolicy,
     {
-        self.authorizer.authorize(request).is_some()
+        self.authorizer.authorize_handshake(request)
     }
 }
 

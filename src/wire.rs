@@ -12,10 +12,10 @@ use http::HeaderMap;
 pub(crate) const API_HOSTS: [&str; 6] =
     ["fal.run", "queue.fal.run", "ws.fal.run", "rest.fal.ai", "rest.alpha.fal.ai", "api.fal.ai"];
 
-/// The hosts to which `fal_client` turns when `fal.run` and `queue.fal.run` cannot be reached.
+/// Hosts of the API, and those to which `fal_client` turns when they cannot be reached.
 ///
 /// Source: `fal_client` 1.0.3 (`client.py`, `_BACKUP_DOMAINS`).
-pub(crate) const BACKUP_HOSTS: [&str; 2] = ["falrun.com", "queue.falrun.com"];
+pub(crate) const BACKUP_HOSTS: [(&str, &str); 2] = [("fal.run", "falrun.com"), ("queue.fal.run", "queue.falrun.com")];
 
 /// Whether a runner has answered, and so an application: fal checks the credential before there is a runner.
 pub(crate) fn is_by_runner(headers: &HeaderMap) -> bool {

@@ -151,7 +151,7 @@ fn control_a_stamp_is_seen() {
 #[test]
 fn a_kept_service_allocates_nothing_per_request() {
     let mut service = FalAuthLayer::new(store()).layer(NoOp(StatusCode::OK));
-    for uri in ["https://fal.run/a", "https://QUEUE.fal.run:443/a", "wss://ws.fal.run/a"] {
+    for uri in ["https://fal.run/a", "https://QUEUE.fal.run:443/a", "https://ws.fal.run/a"] {
         for _ in 0..3 {
             let given = request(uri);
             let counted = allocations(|| {

@@ -1,4 +1,5 @@
-//! What the default policy admits is one of fal's hosts over TLS, also as two other parsers read it.
+//! What the default policy admits is one of fal's hosts over TLS, also as two other parsers read it. A policy of some of
+//! the hosts admits a part of that, and a handshake the same hosts.
 //!
 //! The input is a URI. Three lines are its scheme, its authority and its path, which are put together.
 
@@ -20,9 +21,17 @@ fuzz_target!(|text: &[u8]| {
         _ => Uri::try_from(text).ok(),
     };
     let Some(uri) = uri else { return };
-    if !FalOrigins::new().admits(&uri) {
+    let (in_a_service, in_a_handshake) = (FalOrigins::new().admits(&uri), FalOrigins::new().admits_handshake(&uri));
+    let some = FalOrigins::only(HOSTS[..2].iter().copied()).expect("hosts of fal's");
+    if !in_a_handshake {
+        assert!(!in_a_service && !some.admits(&uri) && !some.admits_handshake(&uri), "{uri}");
         return;
     }
+    assert_eq!(in_a_service, uri.scheme_str().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")), "{uri}");
+    assert_eq!(FalOrigins::new().handshakes().admits(&uri), in_a_handshake, "{uri}");
+    let is_of_some = uri.host().is_some_and(|host| HOSTS[..2].iter().any(|known| known.eq_ignore_ascii_case(host)));
+    assert_eq!(some.admits_handshake(&uri), is_of_some, "{uri}");
+    assert_eq!(some.admits(&uri), is_of_some && in_a_service, "{uri}");
     let text = uri.to_string();
 
     // By hand, strictly: the scheme, the authority up to what ends it, and nothing in it but a host and `:443`.

@@ -40,6 +40,14 @@ impl<P: OriginPolicy> Authorizer<P> {
         Some(sent_with)
     }
 
+    /// Puts the credential on a handshake that is made without Tower. Returns whether it did.
+    pub(super) fn authorize_handshake<B>(&self, request: &mut Request<B>) -> bool {
+        let admitted = self.origins.admits_handshake(request.uri());
+        let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+        let sent_with = self.choose_if(admitted, method, uri, headers, request.extensions());
+        sent_with.inspect(|sent_with| sent_with.put_into(request.headers_mut())).is_some()
+    }
+
     /// The credential for a request; `None` if it is sent as it is.
     #[inline]
     pub(crate) fn choose(
@@ -49,9 +57,21 @@ impl<P: OriginPolicy> Authorizer<P> {
         headers: &HeaderMap,
         extensions: &Extensions,
     ) -> Option<SentWith> {
+        self.choose_if(self.origins.admits(uri), method, uri, headers, extensions)
+    }
+
+    #[inline]
+    fn choose_if(
+        &self,
+        admitted: bool,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> Option<SentWith> {
         // The response to a TRACE echoes the request, so it must carry no credential: RFC 9110, 9.3.8.
         let is_refused = *method == Method::TRACE || (self.keep_existing && headers.contains_key(AUTHORIZATION));
-        if is_refused || !self.origins.admits(uri) {
+        if is_refused || !admitted || !self.origins.admits_host(uri, headers) {
             return None;
         }
         match (extensions.get::<Credential>(), &self.store) {

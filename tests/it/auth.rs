@@ -175,13 +175,14 @@ async fn each_request_takes_the_credential_of_its_own_moment() {
 
 #[tokio::test]
 async fn the_whole_layer_reads_uris_as_the_policy_does() {
-    for uri in ["https://FAL.Run/a", "HTTPS://queue.fal.run:443/a?b=c", "wss://ws.fal.run/a", "WSS://REST.FAL.AI:443/a"]
-    {
+    for uri in ["https://FAL.Run/a", "HTTPS://queue.fal.run:443/a?b=c", "HTTPS://REST.FAL.AI:443/a"] {
         assert_eq!(sent(FalAuthLayer::new(house()), request(uri)).await.as_deref(), Some(OURS), "{uri}");
     }
     for uri in [
         "http://fal.run/a",
         "ws://fal.run/a",
+        "wss://ws.fal.run/a", // an HTTP client may send it in clear
+        "WSS://fal.run:443/a",
         "https://fal.run:8443/a",
         "https://fal.run:80/a",
         "https://fal.run:/a",
@@ -206,16 +207,36 @@ async fn the_whole_layer_reads_uris_as_the_policy_does() {
     }
 }
 
+/// A request with these `host` headers.
+fn with_hosts(uri: &str, hosts: &[&str]) -> Request<()> {
+    hosts.iter().fold(Request::get(uri), |request, host| request.header(HOST, *host)).body(()).unwrap()
+}
+
 #[tokio::test]
-async fn the_host_header_is_never_read() {
-    let forged = |uri: &str| Request::get(uri).header(HOST, "fal.run").body(()).unwrap();
+async fn a_host_header_admits_nothing() {
     for uri in ["/fal-ai/flux/dev", "https://example.com/", "http://fal.run/"] {
-        assert_eq!(sent(FalAuthLayer::new(house()), forged(uri)).await, None, "{uri}");
+        assert_eq!(sent(FalAuthLayer::new(house()), with_hosts(uri, &["fal.run"])).await, None, "{uri}");
     }
     let every = FalAuthLayer::new(house()).origins(EveryRequest);
-    assert_eq!(sent(every, forged("/fal-ai/flux/dev")).await.unwrap(), OURS);
-    let admitted_anyway = Request::get(ADMITTED).header(HOST, "example.com").body(()).unwrap();
-    assert_eq!(sent(FalAuthLayer::new(house()), admitted_anyway).await.unwrap(), OURS);
+    assert_eq!(sent(every, with_hosts("/fal-ai/flux/dev", &["fal.run"])).await.unwrap(), OURS);
+}
+
+#[tokio::test]
+async fn a_host_header_of_another_host_gets_no_credential() {
+    let layer = || FalAuthLayer::new(house());
+    let bound = || FalAuthLayer::for_origin(house(), "https://fal.run").unwrap();
+    for hosts in [&["fal.run"][..], &["FAL.run:443"], &[]] {
+        assert_eq!(sent(layer(), with_hosts("https://fal.run/a", hosts)).await.unwrap(), OURS, "{hosts:?}");
+        assert_eq!(sent(bound(), with_hosts("/a", hosts)).await.unwrap(), OURS, "{hosts:?}");
+    }
+    for hosts in [&["tenant.example"][..], &["queue.fal.run"], &[""], &["fal.run", "fal.run"]] {
+        assert_eq!(sent(layer(), with_hosts("https://fal.run/a", hosts)).await, None, "{hosts:?}");
+        assert_eq!(sent(bound(), with_hosts("/a", hosts)).await, None, "{hosts:?}");
+        assert_eq!(sent(bound(), with_hosts("https://fal.run/a", hosts)).await, None, "{hosts:?}");
+        let mut handshake = with_hosts("wss://fal.run/a", hosts);
+        assert!(!layer().authorize(&mut handshake), "{hosts:?}");
+        assert_eq!(authorization(handshake.headers()), None, "{hosts:?}");
+    }
 }
 
 #[tokio::test]
