@@ -17,8 +17,8 @@ pub(crate) const API_HOSTS: [&str; 6] =
 /// Source: `fal_client` 1.0.3 (`client.py`, `_BACKUP_DOMAINS`).
 pub(crate) const BACKUP_HOSTS: [(&str, &str); 2] = [("fal.run", "falrun.com"), ("queue.fal.run", "queue.falrun.com")];
 
-/// Whether a runner has answered, and so an application: fal checks the credential before there is a runner.
-pub(crate) fn is_by_runner(headers: &HeaderMap) -> bool {
+/// Whether a runner handled the request: then the answer is the application's, and fal had accepted the credential.
+pub(crate) fn is_of_a_runner(headers: &HeaderMap) -> bool {
     [header::SERVED_FROM, header::BILLABLE_UNITS, header::RUNNER_HINTS].iter().any(|name| headers.contains_key(name))
 }
 

@@ -1,11 +1,15 @@
-//! Whatever an answer says, reading it does no harm, and what is kept of it is bounded and without the secret.
+//! Whatever an answer says, reading it does no harm, and what is kept of it is bounded and without the secret. A runner's
+//! answer is the application's, and an encoded body has no text.
 
 #![no_main]
 
 use arbitrary::Arbitrary;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_ENCODING};
 use libfuzzer_sys::fuzz_target;
-use tower_fal::{Credential, Scheme, error::classify};
+use tower_fal::{
+    Credential, Scheme,
+    error::{Reason, classify},
+};
 
 #[derive(Arbitrary, Debug)]
 struct Answer<'a> {
@@ -26,6 +30,8 @@ enum Status {
 enum Name {
     ServedFrom,
     BillableUnits,
+    RunnerHints,
+    ContentEncoding,
     ErrorType,
     RequestId,
 }
@@ -80,6 +86,8 @@ fuzz_target!(|answer: Answer<'_>| {
             let name = match name {
                 Name::ServedFrom => HeaderName::from_static("x-fal-served-from"),
                 Name::BillableUnits => HeaderName::from_static("x-fal-billable-units"),
+                Name::RunnerHints => HeaderName::from_static("x-fal-runner-hints"),
+                Name::ContentEncoding => CONTENT_ENCODING,
                 Name::ErrorType => HeaderName::from_static("x-fal-error-type"),
                 Name::RequestId => HeaderName::from_static("x-fal-request-id"),
             };
@@ -96,6 +104,13 @@ fuzz_target!(|answer: Answer<'_>| {
     };
 
     let read = classify(status, &headers, &body, sent.as_ref());
+
+    const RUNNERS: [&str; 3] = ["x-fal-served-from", "x-fal-billable-units", "x-fal-runner-hints"];
+    let is_of_a_runner = RUNNERS.iter().any(|name| headers.contains_key(*name));
+    assert_eq!(read.reason == Reason::Application, is_of_a_runner);
+    if headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        assert_eq!(read.detail, None);
+    }
 
     for text in [&read.detail, &read.error_type, &read.request_id].into_iter().flatten() {
         assert!(!text.is_empty() && text.chars().count() <= 301, "{} characters", text.chars().count());

@@ -127,7 +127,7 @@ impl SentWith {
 /// Only an accepted credential gets a 2xx, or any response of a runner. A gateway's 502 proves nothing.
 #[cold]
 fn note_proof(snapshot: &Snapshot, mark: Mark, status: StatusCode, headers: &HeaderMap, extensions: &Extensions) {
-    let is_proof = status.is_success() || wire::is_by_runner(headers);
+    let is_proof = status.is_success() || wire::is_of_a_runner(headers);
     if is_proof && extensions.get::<CrossedOrigin>().is_none() {
         snapshot.note_accepted(mark);
     }

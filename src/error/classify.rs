@@ -1,10 +1,10 @@
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode, header::CONTENT_ENCODING};
 use serde_json::Value;
 
 use super::{LockReason, Reason};
 use crate::{
     credential::{Credential, Scheme},
-    wire::header,
+    wire::{header, is_of_a_runner},
 };
 
 /// The longest detail kept, in characters.
@@ -26,9 +26,11 @@ pub struct Classification {
 
 /// Reads a 401 or 403 answer: its status, its headers and as much of its body as there is.
 ///
-/// fal's own texts are recognised by their first words, in upper or lower case. Any other body is the *application's*
-/// when the headers show that a runner handled the request (`x-fal-served-from`, `x-fal-billable-units`), and so is a
-/// text that any application might have, such as "Access denied"; without these headers the reason is unknown.
+/// An answer with the headers of a runner (`x-fal-served-from`, `x-fal-billable-units`, `x-fal-runner-hints`) is the
+/// *application's*, whatever it says: fal checks the credential before it chooses a runner. Without these headers, fal's
+/// own texts are recognised by their first words, in upper or lower case, and any other text has the reason
+/// [`Unknown`](Reason::Unknown). A body with a `content-encoding` has no text: what decompresses it belongs inside the
+/// layer that reads it.
 ///
 /// `sent` is the credential that was refused, if it is known. It tells a credential of the wrong kind from a malformed
 /// one, and its secret is removed from what is kept.
@@ -48,11 +50,13 @@ pub struct Classification {
 /// ```
 #[must_use]
 pub fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], sent: Option<&Credential>) -> Classification {
-    let said = Said::read(body);
+    let said = if is_encoded(headers) { Said::default() } else { Said::read(body) };
     let value_of = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let by_a_runner = headers.contains_key(header::SERVED_FROM) || headers.contains_key(header::BILLABLE_UNITS);
-    let reason = said.text.as_deref().and_then(|text| fals_own(status, text, sent, by_a_runner));
-    let reason = reason.unwrap_or(if by_a_runner { Reason::Application } else { Reason::Unknown });
+    let reason = if is_of_a_runner(headers) {
+        Reason::Application
+    } else {
+        said.text.as_deref().and_then(|text| fals_own(status, text, sent)).unwrap_or(Reason::Unknown)
+    };
     Classification {
         reason,
         detail: said.text.as_deref().and_then(|text| clean(text, sent)),
@@ -65,8 +69,13 @@ pub fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], sent: Opti
     }
 }
 
-/// fal's own texts. From a runner only those that nobody else would choose: an application has its own "Access denied".
-fn fals_own(status: StatusCode, text: &str, sent: Option<&Credential>, by_a_runner: bool) -> Option<Reason> {
+/// Whether the body is something else than the text that it stands for, such as compressed.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+/// fal's own texts.
+fn fals_own(status: StatusCode, text: &str, sent: Option<&Credential>) -> Option<Reason> {
     let text = text.trim();
     let starts_with = |prefix: &str| text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
     match status {
@@ -79,8 +88,6 @@ fn fals_own(status: StatusCode, text: &str, sent: Option<&Credential>, by_a_runn
                 Some(if took_token_for_key { Reason::WrongScheme } else { Reason::MalformedCredential })
             } else if starts_with("bearer: unable to decode issuer") {
                 Some(Reason::WrongScheme)
-            } else if by_a_runner {
-                None
             } else if starts_with("bearer:") {
                 Some(Reason::UnknownCredential)
             } else if starts_with("Authorization header is required")
@@ -96,8 +103,6 @@ fn fals_own(status: StatusCode, text: &str, sent: Option<&Credential>, by_a_runn
         StatusCode::FORBIDDEN => {
             if starts_with("User is locked") {
                 Some(Reason::AccountLocked(lock_reason(text)))
-            } else if by_a_runner {
-                None
             } else if starts_with("Insufficient permissions") {
                 Some(Reason::InsufficientPermissions)
             } else if starts_with("Access denied") || text.eq_ignore_ascii_case("Forbidden") {
@@ -212,10 +217,6 @@ fn clean(text: &str, sent: Option<&Credential>) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn runner() -> HeaderMap {
-        HeaderMap::from_iter([("x-fal-served-from".parse().unwrap(), "runner".parse().unwrap())])
-    }
-
     fn reason_401(body: &str) -> Reason {
         classify(StatusCode::UNAUTHORIZED, &HeaderMap::new(), body.as_bytes(), None).reason
     }
@@ -291,22 +292,52 @@ mod tests {
     }
 
     #[test]
-    fn any_other_body_is_the_applications_when_a_runner_answered() {
-        let read = |status, body: &str| classify(status, &runner(), body.as_bytes(), None).reason;
-        assert_eq!(read(StatusCode::UNAUTHORIZED, r#"{"detail":"log in to my app"}"#), Reason::Application);
-        assert_eq!(read(StatusCode::FORBIDDEN, ""), Reason::Application);
-        for body in ["Authentication required", "bearer: expired", "Authorization header is required"] {
-            assert_eq!(read(StatusCode::UNAUTHORIZED, body), Reason::Application, "{body}");
+    fn an_answer_of_a_runner_is_the_applications_whatever_it_says() {
+        for name in ["x-fal-served-from", "x-fal-billable-units", "x-fal-runner-hints"] {
+            let headers = HeaderMap::from_iter([(name.parse().unwrap(), "".parse().unwrap())]);
+            let read = |status, body: &str| classify(status, &headers, body.as_bytes(), None).reason;
+            for body in [
+                "",
+                r#"{"detail":"log in to my app"}"#,
+                r#"{"detail":"invalid key credentials"}"#,
+                "No user found for Key ID and Secret",
+                "Invalid Key Authorization header format.",
+                "bearer: unable to decode issuer",
+                "bearer: expired",
+                "Authentication required",
+                "Authorization header is required",
+            ] {
+                assert_eq!(read(StatusCode::UNAUTHORIZED, body), Reason::Application, "{name}, {body}");
+            }
+            for body in [
+                "",
+                r#"{"detail":"User is locked. Reason: Exhausted balance."}"#,
+                "Access denied",
+                "Forbidden",
+                "Insufficient permissions",
+            ] {
+                assert_eq!(read(StatusCode::FORBIDDEN, body), Reason::Application, "{name}, {body}");
+            }
         }
-        for body in ["Access denied", "Forbidden", "Insufficient permissions"] {
-            assert_eq!(read(StatusCode::FORBIDDEN, body), Reason::Application, "{body}");
+    }
+
+    #[test]
+    fn an_encoded_body_has_no_text() {
+        let body = br#"{"detail":"invalid key credentials","error_type":"of_the_body"}"#;
+        let read = |coding: &[&str]| {
+            let headers = coding.iter().map(|coding| (CONTENT_ENCODING, coding.parse().unwrap()));
+            let headers = headers.chain([(header::ERROR_TYPE, "of_the_header".parse().unwrap())]).collect();
+            classify(StatusCode::UNAUTHORIZED, &headers, body, None)
+        };
+        for coding in [&["gzip"][..], &["br"], &["identity", "gzip"], &[""]] {
+            let read = read(coding);
+            assert_eq!((read.reason, read.detail), (Reason::Unknown, None), "{coding:?}");
+            assert_eq!(read.error_type.as_deref(), Some("of_the_header"), "{coding:?}");
         }
-        assert_eq!(
-            read(StatusCode::UNAUTHORIZED, r#"{"detail":"invalid key credentials"}"#),
-            Reason::UnknownCredential
-        );
-        let billed = HeaderMap::from_iter([("x-fal-billable-units".parse().unwrap(), "1".parse().unwrap())]);
-        assert_eq!(classify(StatusCode::UNAUTHORIZED, &billed, b"no", None).reason, Reason::Application);
+        for coding in [&[][..], &["identity"], &["Identity"]] {
+            assert_eq!(read(coding).reason, Reason::UnknownCredential, "{coding:?}");
+            assert!(read(coding).detail.is_some(), "{coding:?}");
+        }
     }
 
     #[test]
