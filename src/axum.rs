@@ -72,14 +72,13 @@ impl IntoResponse for FalAuthError {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use http::{HeaderMap, HeaderValue, StatusCode};
     use http_body_util::BodyExt as _;
 
     use super::*;
     use crate::{
         credential::Credential,
-        error::{LockReason, Reason, RefusalParts, ReloadError},
+        error::{Kept, LockReason, Reason, RefusalParts, ReloadError},
     };
 
     /// An error that would show `hush` if any of its fields were shown.
@@ -92,8 +91,7 @@ mod tests {
             error_type: Some(hush()),
             request_id: Some(hush()),
             key_id: Credential::key("hush:hush").unwrap().key_id().cloned(),
-            headers,
-            body: Bytes::from_static(b"hush"),
+            kept: Kept::copy(&headers, b"hush"),
             reload: Some(ReloadError::Failed(crate::error::SourceError::new("hush", "hush"))),
             ..RefusalParts::of_request(status, reason, "file:/hush".into())
         })

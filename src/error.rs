@@ -48,6 +48,7 @@ use crate::Credential;
 mod classify;
 mod fal_auth;
 pub(crate) mod foreign;
+mod kept;
 #[cfg(feature = "axum")]
 pub(crate) mod problem;
 mod reason;
@@ -55,7 +56,6 @@ mod refusal;
 mod reload;
 mod source;
 
-pub(crate) use self::refusal::{RefusalParts, Replayed};
 pub use self::{
     classify::{Classification, classify},
     fal_auth::FalAuthError,
@@ -63,6 +63,10 @@ pub use self::{
     refusal::Refusal,
     reload::ReloadError,
     source::{SourceError, SourceErrorKind},
+};
+pub(crate) use self::{
+    kept::Kept,
+    refusal::{RefusalParts, Replayed},
 };
 
 /// A boxed error of any kind, as everywhere in Tower.

@@ -67,6 +67,11 @@ pub(crate) mod header {
     /// Source: fal's documentation, "Platform Headers"; `fal` 1.83.0 (`app.py`), where the application sets it.
     pub(crate) const RUNNER_HINTS: HeaderName = HeaderName::from_static("x-fal-runner-hints");
 
+    /// In the answers of ordinary runs: a bearer token for fal's CDN, which is a secret.
+    ///
+    /// Source: fal-ai/fal pull request #1136.
+    pub(crate) const CDN_TOKEN: HeaderName = HeaderName::from_static("x-fal-cdn-token");
+
     /// The account that a request acts for, where a credential may act for several: a team under a login.
     ///
     /// Source: `fal` 1.83.0 (`sdk.py`).

@@ -3,12 +3,12 @@ use std::{error::Error, fmt, sync::Arc};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
-use super::{LockReason, Reason, ReloadError};
+use super::{Kept, LockReason, Reason, ReloadError};
 use crate::{credential::KeyId, generation::Generation};
 
 /// A credential that fal, or the application behind it, refused with 401 or 403: which one, why, and what was done.
 ///
-/// One pointer and `Clone`. Its text is one sentence that says what to do next. It never shows the secret: `Debug`
+/// One pointer and `Clone`; it holds at most 16 KiB of the answer's body and about as much of its headers. Its text is one sentence that says what to do next. It never shows the secret: `Debug`
 /// leaves out the answer's headers and body, and a secret that the answer repeats is removed from the
 /// [`detail`](Self::detail).
 ///
@@ -56,8 +56,7 @@ pub(crate) struct RefusalParts {
     /// The newest of the store's credentials that the request was refused with; `None` if it brought its own.
     pub(crate) newest: Option<Generation>,
     pub(crate) source: Arc<str>,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
+    pub(crate) kept: Kept,
     pub(crate) replayable: bool,
     pub(crate) replayed: Replayed,
     pub(crate) reload: Option<ReloadError>,
@@ -94,8 +93,7 @@ impl RefusalParts {
             generation: None,
             newest: None,
             source,
-            headers: HeaderMap::new(),
-            body: Bytes::new(),
+            kept: Kept::copy(&HeaderMap::new(), b""),
             replayable: false,
             replayed: Replayed::default(),
             reload: None,
@@ -148,14 +146,15 @@ impl Refusal {
         &self.inner.source
     }
 
-    /// The headers of the answer.
+    /// The headers of the answer, as far as they fit into 16 KiB. `set-cookie` and `x-fal-cdn-token` are left out, as
+    /// they hold secrets.
     pub fn headers(&self) -> &HeaderMap {
-        &self.inner.headers
+        &self.inner.kept.headers
     }
 
-    /// The body of the answer, as far as it was read: at most 16 KiB.
+    /// The body of the answer, as far as it was read: at most 16 KiB. Encoded, if the answer has a `content-encoding`.
     pub fn body(&self) -> &Bytes {
-        &self.inner.body
+        &self.inner.kept.body
     }
 
     /// Whether the request could have been replayed. It could not if its body was longer than the layer keeps, if the

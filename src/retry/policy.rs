@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     auth::Stamp,
-    error::{Reason, RefusalParts, ReloadError, Replayed, classify},
+    error::{Kept, Reason, RefusalParts, ReloadError, Replayed, classify},
     events,
     generation::Generation,
     store::{CredentialStore, Mark, Snapshot, WaitFor},
@@ -169,8 +169,7 @@ impl Policy {
             generation: reported.map(Snapshot::generation),
             newest: newest.map(Snapshot::generation),
             source: reported.map_or_else(|| sent_with.source().into(), |snapshot| Arc::clone(snapshot.source_arc())),
-            headers: head.headers.clone(),
-            body: start,
+            kept: Kept::copy(&head.headers, &start),
             replayable,
             replayed,
             reload: None,
