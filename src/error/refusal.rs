@@ -178,6 +178,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { inner } = self;
         let who = Who { key_id: inner.key_id.as_ref(), source: &inner.source };
+        let said = inner.detail.as_ref().map_or_else(String::new, |detail| format!(" ({detail})"));
         match inner.reason {
             Reason::MissingCredential => {
                 write!(
@@ -200,7 +201,8 @@ impl fmt::Display for Refusal {
             ),
             Reason::AccountLocked(reason) => write!(
                 f,
-                "the account of {who} is locked: {}; another key of this account will not help",
+                "the account of {who} is locked{}: {}; another key of this account will not help",
+                if reason == LockReason::Other { said.as_str() } else { "" },
                 reason.what_to_do()
             ),
             Reason::InsufficientPermissions => {
@@ -209,16 +211,19 @@ impl fmt::Display for Refusal {
             Reason::AccessDenied => {
                 write!(f, "{who} may not use this: check the name of the app, and whose account the key belongs to")
             }
-            Reason::Application => {
-                write!(f, "the application itself refused the request with {}; {who} is not the reason", inner.status)
-            }
-            Reason::Unknown => write!(f, "{who} was refused with {}", inner.status),
+            Reason::Application => write!(
+                f,
+                "the application refused the request with {}{said} by its own rules, and not because of {who}: send \
+                 what the application asks for",
+                inner.status
+            ),
+            Reason::Unknown => write!(
+                f,
+                "{who} was refused with {}{said} for a reason that is not known here: check at fal.ai/dashboard/keys \
+                 that it is valid, and write to support@fal.ai if it is",
+                inner.status
+            ),
         }?;
-        if let (Reason::Application | Reason::Unknown | Reason::AccountLocked(LockReason::Other), Some(detail)) =
-            (inner.reason, &inner.detail)
-        {
-            write!(f, " ({detail})")?;
-        }
         if let Some(id) = self.request_id() {
             write!(f, " [x-fal-request-id {id}]")?;
         }
@@ -263,5 +268,48 @@ impl fmt::Debug for Refusal {
 impl Error for Refusal {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.inner.reload.as_ref().map(|error| error as &(dyn Error + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credential::Credential;
+
+    fn said(reason: Reason, detail: Option<&str>) -> String {
+        let unauthorized = StatusCode::UNAUTHORIZED;
+        Refusal::new(RefusalParts {
+            key_id: Credential::key("id:secret").unwrap().key_id().cloned(),
+            detail: detail.map(ToOwned::to_owned),
+            request_id: Some("b6e0".to_owned()),
+            ..RefusalParts::of_request(unauthorized, reason, "env:FAL_KEY".into())
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn each_text_names_the_key_and_a_next_step() {
+        for (reason, next_step) in [
+            (Reason::MissingCredential, "look for what strips `authorization`"),
+            (Reason::MalformedCredential, "must have the form `id:secret`"),
+            (Reason::WrongScheme, "`Credential::key`"),
+            (Reason::UnknownCredential, "put a valid one in its place"),
+            (Reason::AccountLocked(LockReason::ExhaustedBalance), "top up"),
+            (Reason::AccountLocked(LockReason::Other), "see fal.ai/dashboard"),
+            (Reason::InsufficientPermissions, "use a key that has it"),
+            (Reason::AccessDenied, "check the name of the app"),
+            (Reason::Application, "send what the application asks for"),
+            (Reason::Unknown, "write to support@fal.ai"),
+        ] {
+            for detail in [None, Some("its words")] {
+                let text = said(reason, detail);
+                for part in ["key `id` from env:FAL_KEY", next_step, " [x-fal-request-id b6e0]"] {
+                    assert!(text.contains(part), "{part}: {text}");
+                }
+                let shows =
+                    matches!(reason, Reason::Application | Reason::Unknown | Reason::AccountLocked(LockReason::Other));
+                assert_eq!(text.contains(" (its words)"), shows && detail.is_some(), "{text}");
+            }
+        }
     }
 }
