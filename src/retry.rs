@@ -10,18 +10,22 @@
 //! 3. **403**, or a 401 that is the *application's*: a typed error at once. Another key would not help, and the
 //!    application would run, and bill, twice.
 //! 4. **401**, and the store's credential is newer by now: the request is sent again with that.
-//! 5. **401**, and the store's credential is the refused one, but it became current less than
-//!    [`overlap`](FalRetryLayer::overlap) ago, so fal may not accept it yet: the request is sent again with the previous
-//!    credential. If that is refused as well, step 6 follows.
-//! 6. **401** otherwise: the store reloads, once for everyone, and the request waits up to 2 s for a newer credential.
-//!    When one comes, it is sent again; when none does, that is a typed error, with the reload's own error inside.
+//! 5. **401**, and fal has never accepted the store's credential, so it may be too early or mistyped: the store goes back
+//!    to the previous one, and the request is sent again with that. Later requests are sent with that one only, and the
+//!    new one is tried from time to time: see [`overlap`](FalRetryLayer::overlap). If the previous one is refused as
+//!    well, step 6 follows.
+//! 6. **401** because fal does not know the key, or for no known reason: the store reloads, once for everyone, and the
+//!    request waits up to 2 s for a newer credential. When one comes, it is sent again; when none does, that is a typed
+//!    error, with the reload's own error inside. Any other 401 is a typed error at once.
 //!
 //! While a key stays revoked, reloads back off: at 0, 1, 3, 7, 15 and 31 s and then once a minute (each ±20 %), plus
 //! once 200 ms before the first waiting request gives up. After one request has waited in full without a newer key, the
-//! next ones fail immediately for a minute.
+//! next ones fail immediately for a minute. Both end when fal accepts the key again: a success is proof, and a refusal may
+//! be an application's lie. For the same reason a refusal of a key that fal accepts at that time takes nothing from other
+//! requests.
 //!
-//! A request is sent again at most once with a newer credential and at most once with the previous one, and only if its
-//! body can be sent again: see [`ReplayBody`].
+//! A request is sent again at most once with a newer credential and at most once with the previous one (and once with the
+//! newest one again, if fal has come to accept that since), and only if its body can be sent again: see [`ReplayBody`].
 //!
 //! # Example
 //! ```
@@ -169,8 +173,8 @@ impl<M> FalRetryLayer<M> {
     ///
     /// A new key may reach this server before fal knows it, or may be mistyped. So the store keeps the last key that fal
     /// accepted until fal has accepted the new one. If the new one is refused first, requests are sent with the previous
-    /// one again, and the new one is tried from time to time. Zero turns this off. A store without a driver
-    /// ([`fixed`](CredentialStore::fixed)) keeps no previous credential.
+    /// one again, and the new one is tried from time to time. Zero turns this off. Of several layers of a store the
+    /// longest time counts. A store without a driver ([`fixed`](CredentialStore::fixed)) keeps no previous credential.
     pub fn overlap(mut self, window: Duration) -> Self {
         self.policy.overlap = window;
         self

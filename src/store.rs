@@ -51,6 +51,7 @@ mod builder;
 mod clock;
 mod driver;
 mod evidence;
+mod pace;
 mod shared;
 #[cfg(all(feature = "signal", unix))]
 mod signal;
@@ -167,7 +168,7 @@ impl CredentialStore {
             return Ok(Reloaded::Changed(newest));
         }
         let driver = self.shared.driver.as_ref().ok_or(ReloadError::NeverReloads)?;
-        let load = match self.shared.demand_past(driver, refused, false) {
+        let load = match self.shared.demand_past(driver, refused, Reason::UnknownCredential, false) {
             Past::Newer(generation) => return Ok(Reloaded::Changed(generation)),
             Past::CoolingDown { .. } if driver.is_gone() => return Err(ReloadError::DriverGone),
             Past::CoolingDown { answer, .. } => return answer.map(Reloaded::Unchanged).map_err(ReloadError::Failed),
@@ -228,9 +229,9 @@ impl CredentialStore {
     }
 
     /// The credentials that a request may be sent with, the best one first: the one in use, and the one beside it while
-    /// fal has not accepted the newest one. A previous one only within `overlap`.
-    pub(crate) fn candidates(&self, overlap: Duration) -> [Option<Snapshot>; 2] {
-        self.shared.candidates(overlap)
+    /// fal has not accepted the newest one.
+    pub(crate) fn candidates(&self) -> [Option<Snapshot>; 2] {
+        self.shared.candidates()
     }
 
     /// The newest credential, if fal did not accept it so far, it is time to try it again, and `if_any` says that it may
@@ -247,9 +248,9 @@ impl CredentialStore {
 
     /// Has the driver look for a newer credential than this one, as [`reload_past`](Self::reload_past), but does not
     /// wait for it.
-    pub(crate) fn ask_past(&self, refused: Generation) {
+    pub(crate) fn ask_past(&self, refused: Generation, reason: Reason) {
         if let Some(driver) = &self.shared.driver {
-            self.shared.demand_past(driver, refused, false);
+            self.shared.demand_past(driver, refused, reason, false);
         }
     }
 
@@ -258,11 +259,12 @@ impl CredentialStore {
     pub(crate) async fn wait_past(
         &self,
         refused: Generation,
+        reason: Reason,
         tried: &[(Snapshot, Mark)],
         wait_for: WaitFor,
         timeout: Duration,
     ) -> Waited {
-        wait::wait_past(&self.shared, refused, tried, wait_for, timeout).await
+        wait::wait_past(&self.shared, refused, reason, tried, wait_for, timeout).await
     }
 }
 

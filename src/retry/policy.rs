@@ -212,7 +212,7 @@ impl Policy {
         match decision {
             Decision::Done(outcome) => {
                 if outcome == Outcome::RefusedAndReloaded {
-                    store.ask_past(newest.0.generation());
+                    store.ask_past(newest.0.generation(), parts.reason);
                 }
                 (outcome, replay)
             }
@@ -225,7 +225,7 @@ impl Policy {
     }
 
     fn decide(&self, parts: &RefusalParts, store: &CredentialStore, tried: &Tried) -> (Decision, Option<Replay>) {
-        let replay = other(store.candidates(self.overlap), tried);
+        let replay = other(store.candidates(), tried);
         (rule::decide(parts, replay.as_ref().map(|replay| replay.other), self.reload_on_forbidden), replay)
     }
 
@@ -240,14 +240,14 @@ impl Policy {
     ) -> Option<ReloadError> {
         let generation = newest.0.generation();
         let Ok(_place) = self.shared.places.try_acquire() else {
-            store.ask_past(generation);
+            store.ask_past(generation, parts.reason);
             return None;
         };
         // Keys are often revoked before their successor is in place, so wait even if the source still returns the old
         // one. If one full wait brought nothing, later requests skip it.
         let waits = parts.status == StatusCode::UNAUTHORIZED && !self.shared.is_wait_futile(parts.reason, newest);
         let wait_for = if waits { WaitFor::Newer } else { WaitFor::OneAnswer };
-        let waited = store.wait_past(generation, tried, wait_for, self.reload_wait).await;
+        let waited = store.wait_past(generation, parts.reason, tried, wait_for, self.reload_wait).await;
         if waited.timed_out && waits {
             self.shared.note_futile_wait(parts.reason, newest);
         }

@@ -13,22 +13,17 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     clock::Clock,
     evidence::{Evidence, Mark, Witness},
+    pace::Paces,
     slot::{Slot, Snapshot},
     standby::Standby,
     status::{DriverState, Status},
 };
 use crate::{
-    backoff::{exponential, jittered},
     credential::Credential,
     error::{Reason, SourceError},
     events::{self, StoreMetrics},
     generation::Generation,
 };
-
-/// How long the source is not asked again for the sake of a refusal, after it has been asked for one. The cool-down
-/// doubles with each time and is jittered.
-const COOL_DOWN: Duration = Duration::from_secs(1);
-const LONGEST_COOL_DOWN: Duration = Duration::from_secs(60);
 
 /// A credential that was replaced is kept no longer than this, whatever a layer asks for.
 const LONGEST_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
@@ -104,11 +99,7 @@ struct Writer {
     loading: bool,
     /// The current generation when a load was last asked for, as long as that load has not ended.
     current_when_asked: Option<Generation>,
-    /// Whether the next load to end was asked for because fal refused the current credential.
-    load_is_for_refusal: bool,
-    cool_down: Option<CoolDown>,
-    /// The generation for which a load was last made during a cool-down, and when.
-    last_chance: Option<(Generation, Instant)>,
+    paces: Paces,
     /// The newest credential, in use or not.
     newest: Generation,
     /// Since when the credential in use has been refused without being accepted.
@@ -126,21 +117,13 @@ impl Writer {
             loads_begun: 0,
             loading: false,
             current_when_asked: None,
-            load_is_for_refusal: false,
-            cool_down: None,
-            last_chance: None,
+            paces: Paces::default(),
             newest: Generation::FIRST,
             doubted: None,
             overlap: Duration::ZERO,
             standby: Standby::Nothing,
         }
     }
-}
-
-struct CoolDown {
-    /// Which one in a row the next one is.
-    next_step: u32,
-    until: Instant,
 }
 
 /// How a load has ended.
@@ -222,7 +205,7 @@ impl Shared {
             return current.generation();
         }
         let next = self.publish(&mut writer, &current, credential, &"replaced".into());
-        writer.cool_down = None;
+        writer.paces.reset();
         drop(writer);
         announce(&next);
         self.show();
@@ -239,31 +222,27 @@ impl Shared {
         want(driver, writer.loads_begun + 1)
     }
 
-    /// Asks for a newer credential than the one that was refused. One load answers all who ask at the same time.
-    ///
-    /// The last chance of a waiting request is a load even during a cool-down, but at most one a minute.
-    pub(super) fn demand_past(&self, driver: &DriverLink, refused: Generation, last_chance: bool) -> Past {
+    /// Asks for a newer credential than the one that was refused, for this reason. One load answers all who ask at the
+    /// same time.
+    pub(super) fn demand_past(
+        &self,
+        driver: &DriverLink,
+        refused: Generation,
+        reason: Reason,
+        is_last_chance: bool,
+    ) -> Past {
         let mut writer = self.writer();
         if writer.newest > refused {
             return Past::Newer(writer.newest);
         }
         let current = self.slot.load().generation();
-        let last_chance_used =
-            writer.last_chance.is_some_and(|(of, at)| of == current && at.elapsed() < LONGEST_COOL_DOWN);
-        let ignore_cool_down = last_chance && !last_chance_used;
-        if ignore_cool_down {
-            writer.last_chance = Some((current, Instant::now()));
-        }
-        if let Some(&CoolDown { until, .. }) =
-            writer.cool_down.as_ref().filter(|cool_down| !ignore_cool_down && Instant::now() < cool_down.until)
-        {
+        if let Some(until) = writer.paces.of(reason).ask(current, is_last_chance) {
             return Past::CoolingDown {
                 until,
                 answer: self.status.borrow().last_error.clone().map_or(Ok(current), Err),
             };
         }
         writer.current_when_asked = Some(current);
-        writer.load_is_for_refusal = true;
         let number = writer.loads_begun + u64::from(!writer.loading);
         let joined = writer.loading || *driver.wanted.borrow() >= number;
         Past::Load { number: want(driver, number), joined }
@@ -286,14 +265,11 @@ impl Shared {
     fn settle(&self, source: &Arc<str>, loaded: Result<Option<Credential>, SourceError>) -> Settled {
         let mut writer = self.writer();
         writer.loading = false;
-        let is_for_refusal = writer.load_is_for_refusal;
+        let is_for_refusal = writer.paces.load_ended();
         let result = self.accept(&mut writer, source, loaded);
         let earlier_failures = self.record(&result);
-        writer.load_is_for_refusal = false;
-        if is_for_refusal {
-            cool_down(&mut writer);
-        } else if matches!(result, Ok(Some(_))) {
-            writer.cool_down = None;
+        if !is_for_refusal && matches!(result, Ok(Some(_))) {
+            writer.paces.reset();
         }
         if self.driver.as_ref().is_none_or(|driver| *driver.wanted.borrow() <= writer.loads_begun) {
             writer.current_when_asked = None;
@@ -375,7 +351,7 @@ impl Shared {
         };
         writer.newest = writer.newest.next();
         let next = Snapshot::new(credential, writer.newest, source, evidence);
-        writer.load_is_for_refusal = false; // that was about the current one
+        writer.paces.nothing_asked();
         self.set_standby(writer, standby);
         self.use_snapshot(writer, &next);
         next
@@ -422,9 +398,9 @@ impl Shared {
 
     /// The credentials that a request may be sent with: the one in use, and the one beside it. A credential that fal
     /// accepts comes first.
-    pub(super) fn candidates(&self, overlap: Duration) -> [Option<Snapshot>; 2] {
+    pub(super) fn candidates(&self) -> [Option<Snapshot>; 2] {
         let writer = self.writer();
-        let (current, other) = (self.slot.load(), writer.standby.snapshot(overlap).cloned());
+        let (current, other) = (self.slot.load(), writer.standby.snapshot(writer.overlap).cloned());
         match other {
             Some(other) if other.mark().is_accepted() && !current.mark().is_accepted() => [Some(other), Some(current)],
             other => [Some(current), other],
@@ -523,11 +499,7 @@ impl Shared {
 impl Witness for Shared {
     fn accepted(&self, generation: Generation) {
         let mut writer = self.writer();
-        // A refusal before this one was no reason to ask the source less often.
-        if let Some(cool_down) = &mut writer.cool_down {
-            cool_down.next_step = 0;
-        }
-        writer.last_chance = None;
+        writer.paces.accepted();
         let current = self.slot.load();
         let newest = match &writer.standby {
             Standby::Newest { snapshot, .. } if snapshot.generation() == generation => Some(snapshot.clone()),
@@ -559,17 +531,6 @@ impl Witness for Shared {
 
 fn announce(next: &Snapshot) {
     events::rotated(next.source(), next.credential().key_id(), next.generation().get());
-}
-
-/// Starts a cool-down after any load caused by a refusal, even if it brought a new credential: a source that keeps
-/// producing credentials which fal rejects must not be loaded once per request.
-fn cool_down(writer: &mut Writer) {
-    let now = Instant::now();
-    // A cool-down that ended long ago does not count any more.
-    let recent = writer.cool_down.as_ref().filter(|last| now < last.until + LONGEST_COOL_DOWN);
-    let step = recent.map_or(0, |last| last.next_step);
-    let wait = jittered(exponential(COOL_DOWN, step, LONGEST_COOL_DOWN));
-    writer.cool_down = Some(CoolDown { next_step: step.saturating_add(1), until: now + wait });
 }
 
 fn want(driver: &DriverLink, load: u64) -> u64 {

@@ -52,7 +52,7 @@ impl Standby {
             {
                 Self::Previous { snapshot, since }
             }
-            Self::Nothing if current_was_refused => Self::Nothing,
+            Self::Nothing if current_was_refused && !current.mark().was_ever_accepted() => Self::Nothing,
             _ => Self::Previous { snapshot: current.clone(), since: Instant::now() },
         }
     }

@@ -14,7 +14,7 @@ use super::{
     status::Status,
 };
 use crate::{
-    error::{ReloadError, SourceError},
+    error::{Reason, ReloadError, SourceError},
     generation::Generation,
 };
 
@@ -54,6 +54,7 @@ pub(super) async fn finished(driver: &DriverLink, load: u64) -> Result<Result<()
 pub(super) async fn wait_past(
     shared: &Shared,
     refused: Generation,
+    reason: Reason,
     tried: &[(Snapshot, Mark)],
     wait_for: WaitFor,
     timeout: Duration,
@@ -64,7 +65,7 @@ pub(super) async fn wait_past(
     let deadline = Instant::now() + timeout.min(LONGEST_WAIT);
     let last_chance = deadline.checked_sub(LAST_CHANCE).filter(|_| wait_for == WaitFor::Newer);
     let status = shared.status().subscribe();
-    let mut wait = Wait { shared, driver, refused, tried, wait_for, last_chance, status, error: None };
+    let mut wait = Wait { shared, driver, refused, reason, tried, wait_for, last_chance, status, error: None };
     let timed_out = timeout_at(deadline, wait.run()).await.is_err();
     Waited { error: wait.error, timed_out }
 }
@@ -73,6 +74,7 @@ struct Wait<'a> {
     shared: &'a Shared,
     driver: &'a DriverLink,
     refused: Generation,
+    reason: Reason,
     tried: &'a [(Snapshot, Mark)],
     wait_for: WaitFor,
     last_chance: Option<Instant>,
@@ -92,7 +94,7 @@ impl Wait<'_> {
             return self.end(None);
         }
         let is_last_chance = self.last_chance.is_some_and(|at| at <= Instant::now());
-        match self.shared.demand_past(self.driver, self.refused, is_last_chance) {
+        match self.shared.demand_past(self.driver, self.refused, self.reason, is_last_chance) {
             Past::Newer(_) => self.end(None),
             Past::Load { joined: true, .. } if self.wait_for == WaitFor::OneAnswer => {
                 self.end(Some(ReloadError::Pending))

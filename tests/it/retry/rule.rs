@@ -135,14 +135,10 @@ async fn a_key_that_is_put_into_the_store_while_the_load_hangs_is_sent_at_once()
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_401_of_fal_and_every_unknown_one_is_worth_another_key() {
+async fn an_unknown_key_and_an_unknown_401_are_worth_a_reload() {
     for body in [
         r#"{"detail":"invalid key credentials"}"#,
         r#"{"detail":"No user found for Key ID and Secret"}"#,
-        r#"{"detail":"Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'."}"#,
-        r#"{"detail":"Authorization header is required"}"#,
-        r#"{"detail":"bearer: unable to decode issuer"}"#,
-        r#"{"error":{"type":"authorization_error","message":"Authentication required"}}"#,
         r#"{"detail":"something new"}"#,
         "",
     ] {
@@ -152,6 +148,27 @@ async fn every_401_of_fal_and_every_unknown_one_is_worth_another_key() {
         world.fal.will_answer(answer(401, body));
         accepted(world.client().oneshot(post()).await);
         assert_eq!(world.fal.keys(), [1, 2], "{body}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_401_of_fal_is_worth_a_newer_key_that_is_there() {
+    for body in [
+        r#"{"detail":"Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'."}"#,
+        r#"{"detail":"Authorization header is required"}"#,
+        r#"{"detail":"bearer: unable to decode issuer"}"#,
+        r#"{"error":{"type":"authorization_error","message":"Authentication required"}}"#,
+    ] {
+        let world = World::new().await;
+        world.fal.hold();
+        let request = tokio::spawn(world.client().oneshot(post()));
+        world.fal.arrivals_reach(1).await;
+        world.rotate(2);
+        world.fal.accept(2);
+        world.fal.will_answer(answer(401, body));
+        world.fal.release();
+        accepted(request.await.unwrap());
+        assert_eq!((world.fal.keys(), world.reloads()), (vec![1, 2], 0), "{body}");
     }
 }
 
@@ -420,15 +437,15 @@ async fn an_applications_own_401_is_told_at_once_and_never_sent_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fals_own_text_is_fals_also_when_a_runner_is_named() {
+async fn fals_own_text_is_the_applications_if_a_runner_is_named() {
     let world = World::new().await;
     world.source.brings(2);
     let mut refused = unknown_key();
     refused.headers_mut().insert("x-fal-served-from", "runner".parse().unwrap());
     world.fal.will_answer(refused);
     world.fal.accept(2);
-    accepted(world.client().oneshot(post()).await);
-    assert_eq!(world.fal.keys(), [1, 2]);
+    assert_eq!(unauthorized(world.client().oneshot(post()).await).reason(), Reason::Application);
+    assert_eq!((world.fal.keys(), world.reloads()), (vec![1], 0));
 }
 
 #[tokio::test(start_paused = true)]
