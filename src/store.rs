@@ -36,15 +36,14 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::sync::watch as channel;
 
 use self::{
-    builder::{DEFAULT_NAME, nothing_there},
     clock::Clock,
-    shared::{Past, Shared},
+    shared::{DEFAULT_NAME, Past, Shared, nothing_there},
     wait::finished,
 };
 use crate::{
     credential::Credential,
     error::{Reason, SourceError},
-    source::{CredentialSource, EnvSource},
+    source::{CredentialSource as _, EnvSource},
 };
 
 mod builder;
@@ -80,11 +79,6 @@ pub struct CredentialStore {
 }
 
 impl CredentialStore {
-    /// A store that follows a source. See the [module docs](self) for an example.
-    pub fn builder(source: impl CredentialSource) -> CredentialStoreBuilder {
-        CredentialStoreBuilder::new(source)
-    }
-
     /// A store with the key in `FAL_KEY`, or in `FAL_KEY_ID` and `FAL_KEY_SECRET`, that never reloads.
     ///
     /// The environment of a running process does not change, so there is nothing to reload and no runtime is needed.

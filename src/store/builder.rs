@@ -10,7 +10,7 @@ use super::{
     CredentialStore,
     clock::Clock,
     driver::{self, Driver, Hints, Schedule},
-    shared::{self, Shared},
+    shared::{self, DEFAULT_NAME, Shared, nothing_there},
 };
 use crate::{
     credential::Credential,
@@ -18,11 +18,27 @@ use crate::{
     source::{BoxSource, CredentialSource},
 };
 
-pub(super) const DEFAULT_NAME: &str = "default";
 /// The longest name of a store, in bytes. Logs and labels repeat it.
 const MAX_NAME_LEN: usize = 64;
 const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_REFRESH_BEFORE: Duration = Duration::from_secs(5 * 60);
+
+impl CredentialStore {
+    /// A store that follows a source. See the [module docs](super) for an example.
+    pub fn builder(source: impl CredentialSource) -> CredentialStoreBuilder {
+        CredentialStoreBuilder {
+            name: DEFAULT_NAME.into(),
+            source: BoxSource::new(source),
+            load_timeout: DEFAULT_LOAD_TIMEOUT,
+            refresh_before: DEFAULT_REFRESH_BEFORE,
+            clock: Clock::system(),
+            #[cfg(all(feature = "signal", unix))]
+            on_sighup: false,
+            #[cfg(feature = "watch")]
+            watcher: None,
+        }
+    }
+}
 
 /// Options of a [`CredentialStore`] that follows a source.
 #[must_use = "a builder does nothing until `build` is called"]
@@ -39,20 +55,6 @@ pub struct CredentialStoreBuilder {
 }
 
 impl CredentialStoreBuilder {
-    pub(super) fn new(source: impl CredentialSource) -> Self {
-        Self {
-            name: DEFAULT_NAME.into(),
-            source: BoxSource::new(source),
-            load_timeout: DEFAULT_LOAD_TIMEOUT,
-            refresh_before: DEFAULT_REFRESH_BEFORE,
-            clock: Clock::system(),
-            #[cfg(all(feature = "signal", unix))]
-            on_sighup: false,
-            #[cfg(feature = "watch")]
-            watcher: None,
-        }
-    }
-
     /// The name of the store in its [`Status`](super::Status), and in the `store` label of its metrics. Default:
     /// `default`, which is also the name of [`fixed`](CredentialStore::fixed) stores. At most 64 bytes, without control
     /// characters.
@@ -206,12 +208,4 @@ impl fmt::Debug for CredentialStoreBuilder {
             .field("refresh_before", &self.refresh_before)
             .finish_non_exhaustive()
     }
-}
-
-pub(super) fn nothing_there(source: Arc<str>) -> SourceError {
-    let message = match source.strip_prefix("env:").and_then(|variables| variables.split(',').next()) {
-        Some(first) => format!("nothing is set: set {first}; keys are at fal.ai/dashboard/keys"),
-        None => "has no credential".to_owned(),
-    };
-    SourceError::not_found(source, message)
 }

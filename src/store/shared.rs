@@ -32,6 +32,8 @@ const LONGEST_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
 /// refusal alone may be an application's.
 const DOUBT_IS_CONFIRMED: Duration = Duration::from_secs(2);
 
+pub(super) const DEFAULT_NAME: &str = "default";
+
 pub(super) struct Shared {
     slot: Slot,
     status: watch::Sender<Status>,
@@ -540,4 +542,13 @@ fn want(driver: &DriverLink, load: u64) -> u64 {
         later
     });
     load
+}
+
+/// The error of a source that has no credential at the start.
+pub(super) fn nothing_there(source: Arc<str>) -> SourceError {
+    let message = match source.strip_prefix("env:").and_then(|variables| variables.split(',').next()) {
+        Some(first) => format!("nothing is set: set {first}; keys are at fal.ai/dashboard/keys"),
+        None => "has no credential".to_owned(),
+    };
+    SourceError::not_found(source, message)
 }
