@@ -123,7 +123,11 @@ async fn rotate() -> Result<(), Box<dyn Error>> {
 
 /// Waits until the store has the key, and says how long that took.
 async fn in_use(store: &CredentialStore, key: &str, since: Instant, what: &str) -> Result<(), Box<dyn Error>> {
-    store.subscribe().wait_for(|status| status.key_id.as_ref().is_some_and(|id| id.as_str() == key)).await?;
+    store
+        .subscribe()
+        .wait_for(|status| status.key_id.as_ref().is_some_and(|id| id.as_str() == key))
+        .await
+        .ok_or("the store is gone")?;
     println!(
         "   {key} is in use {} ms after {what} (the store reads the file every 100 ms)",
         since.elapsed().as_millis()

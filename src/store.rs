@@ -33,8 +33,6 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use tokio::sync::watch as channel;
-
 use self::{
     clock::Clock,
     shared::{DEFAULT_NAME, Past, Shared, nothing_there},
@@ -57,6 +55,7 @@ mod signal;
 mod slot;
 mod standby;
 mod status;
+mod subscription;
 mod wait;
 #[cfg(feature = "watch")]
 mod watch;
@@ -65,6 +64,7 @@ pub use self::{
     builder::CredentialStoreBuilder,
     slot::Snapshot,
     status::{Degraded, DriverState, LastRefusal, PendingCredential, Status},
+    subscription::Subscription,
 };
 pub(crate) use self::{
     evidence::Mark,
@@ -194,15 +194,15 @@ impl CredentialStore {
     ///
     /// ```no_run
     /// # async fn example(store: tower_fal::CredentialStore) {
-    /// let mut status = store.subscribe();
-    /// drop(store); // a subscription alone does not keep the driver
-    /// while status.changed().await.is_ok() {
-    ///     println!("now at generation {}", status.borrow().generation);
+    /// let mut subscription = store.subscribe();
+    /// drop(store); // a subscription alone does not keep the driver running
+    /// while let Some(status) = subscription.changed().await {
+    ///     println!("now at generation {}", status.generation);
     /// }
     /// # }
     /// ```
-    pub fn subscribe(&self) -> channel::Receiver<Status> {
-        self.shared.status().subscribe()
+    pub fn subscribe(&self) -> Subscription {
+        Subscription::new(self.shared.status())
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
 use super::*;
@@ -438,12 +439,8 @@ async fn a_refusal_stands_for_a_minute_and_for_its_own_credential() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_wakes_subscribers_only_when_degraded_changes() {
     let (store, _, clock) = observed(Credential::key("first:secret").unwrap()).await;
-    let mut status = store.subscribe();
-    let mut woken = || {
-        let changed = status.has_changed().unwrap();
-        status.borrow_and_update();
-        changed
-    };
+    let mut subscription = store.subscribe();
+    let mut woken = || subscription.changed().now_or_never().is_some();
     let (unknown, missing) = (Reason::UnknownCredential, Reason::MissingCredential);
     let locked = Reason::AccountLocked(LockReason::Admin);
     for (reason, wakes) in [(unknown, true), (unknown, false), (missing, false), (locked, true), (unknown, false)] {

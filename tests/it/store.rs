@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     task::JoinSet,
@@ -21,7 +22,7 @@ use tower_fal::{
     Credential, CredentialStore,
     error::{BoxError, SourceErrorKind, report},
     source::{CredentialSource, EnvSource, from_fn},
-    store::{DriverState, ReloadError, Reloaded},
+    store::{DriverState, ReloadError, Reloaded, Status},
 };
 
 use crate::support::{Says, Script, bearer_until, current, key, key_text, status_where};
@@ -155,25 +156,24 @@ async fn an_interval_of_zero_does_not_spin() {
 #[tokio::test(start_paused = true)]
 async fn unchanged_content_publishes_nothing_and_notifies_nobody() {
     let (store, source) = store(FIVE).await;
-    let status = store.subscribe();
+    let mut subscription = store.subscribe();
     source.loads_reach(500).await;
     assert_unchanged(&store.reload().await, 1);
-    assert!(!status.has_changed().unwrap());
+    assert!(subscription.changed().now_or_never().is_none());
     assert_eq!(store.generation().get(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_poll_that_finds_another_key_publishes_it_once() {
     let (store, source) = store(FIVE).await;
-    let mut status = store.subscribe();
+    let mut subscription = store.subscribe();
     for n in 2..=5 {
         source.brings(n);
-        status.changed().await.unwrap();
-        let seen = status.borrow_and_update().clone();
+        let seen = subscription.changed().await.unwrap();
         assert_eq!((seen.generation.get(), seen.key_id.unwrap().as_str()), (n, &*format!("id-{n}")));
         assert_eq!((current(&store), store.generation()), (format!("id-{n}"), seen.generation));
         tokio::time::sleep(60 * SECOND).await;
-        assert!(!status.has_changed().unwrap());
+        assert!(subscription.changed().now_or_never().is_none());
     }
 }
 
@@ -622,11 +622,40 @@ async fn while_a_load_hangs_the_driver_ends_with_the_last_handle() {
 #[tokio::test(start_paused = true)]
 async fn a_subscription_alone_does_not_keep_the_driver() {
     let (store, _source) = store(FIVE).await;
-    let mut status = store.subscribe();
+    let mut subscription = store.subscribe();
     drop(store);
     tasks_left(0).await;
-    assert!(status.changed().await.is_err());
-    assert_eq!(status.borrow().key_id.as_ref().unwrap().as_str(), "id-1");
+    assert!(subscription.changed().await.is_none());
+    assert!(subscription.wait_for(|status| status.generation.get() == 2).await.is_none());
+    assert_eq!(subscription.status().key_id.unwrap().as_str(), "id-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_is_kept_does_not_stop_a_rotation() {
+    let (store, source) = store(FIVE).await;
+    let mut subscription = store.subscribe();
+    let mut kept = vec![subscription.wait_for(|_| true).await.unwrap()];
+    for n in 2..=5 {
+        source.brings(n);
+        assert_changed(&store.reload().await, n);
+        kept.push(subscription.status());
+        kept.push(subscription.changed().await.unwrap());
+    }
+    let generations: Vec<_> = kept.iter().map(|status| status.generation.get()).collect();
+    assert_eq!(generations, [1, 2, 2, 3, 3, 4, 4, 5, 5]);
+}
+
+#[tokio::test]
+async fn the_condition_of_a_subscription_may_use_the_store() {
+    let store = CredentialStore::fixed(key(1));
+    let mut n = 1;
+    let wanted = |status: &Status| {
+        n += 1;
+        store.replace(key(n));
+        assert_eq!(store.status().generation.get(), n);
+        status.generation.get() == 3
+    };
+    assert_eq!(store.subscribe().wait_for(wanted).await.unwrap().generation.get(), 3);
 }
 
 fn runtime() -> Runtime {
@@ -637,16 +666,14 @@ fn runtime() -> Runtime {
 fn a_store_outlives_the_runtime_of_its_driver() {
     let (first, second) = (runtime(), runtime());
     let (store, source) = first.block_on(store(FIVE));
-    let mut status = store.subscribe();
-    status.mark_unchanged();
+    let mut subscription = store.subscribe();
     let mut waits = task::spawn(store.reload());
     assert_pending!(waits.poll());
     drop(first);
     assert!(waits.is_woken());
     second.block_on(async {
         assert!(matches!(waits.await, Err(ReloadError::DriverGone)));
-        assert!(status.has_changed().unwrap());
-        assert_eq!(status.borrow_and_update().driver, DriverState::Ended);
+        assert_eq!(subscription.changed().await.unwrap().driver, DriverState::Ended);
         assert!(matches!(at_once(store.reload()), Err(ReloadError::DriverGone)));
         assert!(matches!(at_once(store.reload_past(store.generation())), Err(ReloadError::DriverGone)));
         assert_eq!((current(&store), source.loads()), ("id-1".into(), 1));
@@ -739,11 +766,10 @@ async fn a_refused_replacement_gives_way_to_the_source() {
 #[tokio::test(start_paused = true)]
 async fn the_same_credential_is_no_replacement() {
     let (store, _source) = store(FIVE).await;
-    let mut status = store.subscribe();
-    status.mark_unchanged();
+    let mut subscription = store.subscribe();
     assert_eq!(store.replace(key(1)).get(), 1);
     assert_eq!(store.replace(key(1).with_source("elsewhere")).get(), 1);
-    assert!(!status.has_changed().unwrap());
+    assert!(subscription.changed().now_or_never().is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -53,7 +53,7 @@ pub(crate) async fn status_where(store: &CredentialStore, wanted: impl Fn(&Statu
     let mut status = store.subscribe();
     let reached = tokio::time::timeout(PATIENCE, status.wait_for(|status| wanted(status))).await;
     match reached {
-        Ok(Ok(status)) => status.clone(),
+        Ok(Some(status)) => status,
         _ => panic!("it never came to that: {:?}", store.status()),
     }
 }
