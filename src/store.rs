@@ -35,6 +35,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use self::{
     clock::Clock,
+    pace::Urgency,
     shared::{DEFAULT_NAME, Past, Shared, nothing_there},
     wait::finished,
 };
@@ -162,7 +163,7 @@ impl CredentialStore {
             return Ok(Reloaded::Changed(newest));
         }
         let driver = self.shared.driver.as_ref().ok_or(ReloadError::NeverReloads)?;
-        let load = match self.shared.demand_past(driver, refused, Reason::UnknownCredential, false) {
+        let load = match self.shared.demand_past(driver, refused, Reason::UnknownCredential, Urgency::Normal) {
             Past::Newer(generation) => return Ok(Reloaded::Changed(generation)),
             Past::CoolingDown { .. } if driver.is_gone() => return Err(ReloadError::DriverGone),
             Past::CoolingDown { answer, .. } => return answer.map(Reloaded::Unchanged).map_err(ReloadError::Failed),
@@ -244,7 +245,7 @@ impl CredentialStore {
     /// wait for it.
     pub(crate) fn ask_past(&self, refused: Generation, reason: Reason) {
         if let Some(driver) = &self.shared.driver {
-            self.shared.demand_past(driver, refused, reason, false);
+            self.shared.demand_past(driver, refused, reason, Urgency::Normal);
         }
     }
 

@@ -23,6 +23,17 @@ pub(super) struct Paces {
     other: Pace,
 }
 
+/// How urgently a newer credential is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// A cool-down is respected.
+    Normal,
+    /// A cool-down is ignored, but at most once a minute.
+    LastChance,
+    /// A cool-down is ignored, and only a load that began at this time or later is an answer.
+    Since(Instant),
+}
+
 /// The pace of one kind of refusals.
 #[derive(Default)]
 pub(super) struct Pace {
@@ -77,18 +88,24 @@ impl Paces {
 }
 
 impl Pace {
-    /// A refusal asks for a load. Returns until when there is none. A last chance is a load even during a cool-down, but
-    /// at most one a minute.
-    pub(super) fn ask(&mut self, current: Generation, is_last_chance: bool) -> Option<Instant> {
+    /// Until when a refusal of this generation may ask for no load.
+    pub(super) fn cooling_until(&mut self, current: Generation, urgency: Urgency) -> Option<Instant> {
         let now = Instant::now();
-        let used = self.last_chance.is_some_and(|(of, at)| of == current && at + LONGEST_COOL_DOWN > now);
-        if is_last_chance && !used {
-            self.last_chance = Some((current, now));
-        } else if let Some(cool_down) = self.cool_down.as_ref().filter(|cool_down| now < cool_down.until) {
-            return Some(cool_down.until);
+        let last_chance_used = self.last_chance.is_some_and(|(of, at)| of == current && at + LONGEST_COOL_DOWN > now);
+        match urgency {
+            Urgency::Since(_) => return None,
+            Urgency::LastChance if !last_chance_used => {
+                self.last_chance = Some((current, now));
+                return None;
+            }
+            Urgency::LastChance | Urgency::Normal => {}
         }
+        self.cool_down.as_ref().map(|cool_down| cool_down.until).filter(|until| now < *until)
+    }
+
+    /// A refusal of this kind has asked for a load that is still to end.
+    pub(super) fn asked(&mut self) {
         self.asked = true;
-        None
     }
 
     /// Starts a cool-down after a load that a refusal had asked for, even if it brought a new credential: a source that

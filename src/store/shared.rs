@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     clock::Clock,
     evidence::{Evidence, Mark, Witness},
-    pace::Paces,
+    pace::{Paces, Urgency},
     slot::{Slot, Snapshot},
     standby::Standby,
     status::{DriverState, Status},
@@ -98,6 +98,7 @@ struct Writer {
     /// The first load that brought it.
     last_change: u64,
     loads_begun: u64,
+    last_load_began: Option<Instant>,
     loading: bool,
     /// The current generation when a load was last asked for, as long as that load has not ended.
     current_when_asked: Option<Generation>,
@@ -117,6 +118,7 @@ impl Writer {
             last_loaded,
             last_change: 0,
             loads_begun: 0,
+            last_load_began: None,
             loading: false,
             current_when_asked: None,
             paces: Paces::default(),
@@ -231,28 +233,36 @@ impl Shared {
         driver: &DriverLink,
         refused: Generation,
         reason: Reason,
-        is_last_chance: bool,
+        urgency: Urgency,
     ) -> Past {
         let mut writer = self.writer();
         if writer.newest > refused {
             return Past::Newer(writer.newest);
         }
         let current = self.slot.load().generation();
-        if let Some(until) = writer.paces.of(reason).ask(current, is_last_chance) {
+        if let Some(until) = writer.paces.of(reason).cooling_until(current, urgency) {
             return Past::CoolingDown {
                 until,
                 answer: self.status.borrow().last_error.clone().map_or(Ok(current), Err),
             };
         }
-        writer.current_when_asked = Some(current);
-        let number = writer.loads_begun + u64::from(!writer.loading);
-        let joined = writer.loading || *driver.wanted.borrow() >= number;
+        let last_counts = match urgency {
+            Urgency::Normal | Urgency::LastChance => writer.loading,
+            Urgency::Since(time) => writer.last_load_began.is_some_and(|began| began >= time),
+        };
+        if !last_counts || writer.loading {
+            writer.current_when_asked = Some(current);
+            writer.paces.of(reason).asked();
+        }
+        let number = writer.loads_begun + u64::from(!last_counts);
+        let joined = last_counts || *driver.wanted.borrow() >= number;
         Past::Load { number: want(driver, number), joined }
     }
 
     pub(super) fn begin_load(&self) {
         let mut writer = self.writer();
         writer.loads_begun += 1;
+        writer.last_load_began = Some(Instant::now());
         writer.loading = true;
     }
 

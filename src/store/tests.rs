@@ -12,6 +12,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
+use tokio_test::{assert_pending, task};
 
 use super::*;
 use crate::{
@@ -490,4 +491,116 @@ fn the_debug_of_a_status_does_not_read_the_clock() {
     clock.forward(60);
     assert_eq!(format!("{status:?}"), before);
     assert!(before.ends_with("clock: clock }"), "{before}");
+}
+
+/// A source that decides what it brings when a load begins, and brings it when the gate is open.
+#[derive(Clone)]
+struct Gated {
+    brings: Arc<Mutex<u64>>,
+    gate: Arc<tokio::sync::watch::Sender<bool>>,
+    loads: Arc<AtomicU64>,
+}
+
+impl Gated {
+    async fn store() -> (CredentialStore, Self) {
+        let source = Self {
+            brings: Arc::new(Mutex::new(1)),
+            gate: Arc::new(tokio::sync::watch::Sender::new(true)),
+            loads: Arc::default(),
+        };
+        let load = async |source: Self| {
+            let n = *source.brings.lock().unwrap();
+            source.loads.fetch_add(1, Ordering::SeqCst);
+            let _ = source.gate.subscribe().wait_for(|open| *open).await;
+            Credential::key(format!("id-{n}:secret"))
+        };
+        let store = CredentialStore::builder(from_fn_with("gated", None, source.clone(), load)).build().await.unwrap();
+        (store, source)
+    }
+
+    fn brings(&self, n: u64) {
+        *self.brings.lock().unwrap() = n;
+    }
+
+    fn set_open(&self, open: bool) {
+        self.gate.send_replace(open);
+    }
+
+    fn loads(&self) -> u64 {
+        self.loads.load(Ordering::SeqCst)
+    }
+
+    /// Waits for a newer credential on behalf of so many requests, and lets the driver begin a load.
+    async fn refused(
+        &self,
+        store: &CredentialStore,
+        requests: usize,
+    ) -> Vec<task::Spawn<impl Future<Output = Waited> + use<>>> {
+        let before = self.loads();
+        let waits = (0..requests).map(|_| {
+            let store = store.clone();
+            task::spawn(async move {
+                {
+                    let reason = Reason::UnknownCredential;
+                    store.wait_past(Generation::FIRST, reason, &[], WaitFor::Newer, 2 * SECOND).await
+                }
+            })
+        });
+        let mut waits: Vec<_> = waits.collect();
+        for wait in &mut waits {
+            assert_pending!(wait.poll());
+        }
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(self.loads(), before + 1);
+        waits
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_wakes_up_late_looks_once_more() {
+    let (store, source) = Gated::store().await;
+    source.set_open(false);
+    let waits = source.refused(&store, 100).await;
+    source.brings(2);
+    tokio::time::advance(5 * SECOND).await; // the process was stopped
+    source.set_open(true); // the old key, which was read before
+    for wait in waits {
+        let waited = wait.await;
+        assert!(waited.error.is_none() && !waited.timed_out, "{waited:?}");
+        assert_eq!(store.generation().get(), 2);
+    }
+    assert_eq!(source.loads(), 3, "the last look was not shared");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_was_late_and_finds_nothing_has_timed_out() {
+    let (store, source) = Gated::store().await;
+    source.set_open(false);
+    let mut waits = source.refused(&store, 1).await;
+    tokio::time::advance(5 * SECOND).await;
+    source.set_open(true);
+    let waited = waits.remove(0).await;
+    assert!(waited.error.is_none() && waited.timed_out, "{waited:?}");
+    assert_eq!(source.loads(), 3);
+
+    // The last look does not wait for ever either.
+    tokio::time::sleep(60 * SECOND).await; // longer than the cool-down
+    source.set_open(false);
+    let mut waits = source.refused(&store, 1).await;
+    tokio::time::advance(5 * SECOND).await;
+    let began = Instant::now();
+    let waited = waits.remove(0).await;
+    assert!(matches!(waited, Waited { error: Some(ReloadError::Pending), timed_out: true }), "{waited:?}");
+    assert_eq!(began.elapsed(), 2 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_ends_in_time_does_not_look_again() {
+    let (store, source) = Gated::store().await;
+    let mut waits = source.refused(&store, 1).await;
+    let waited = waits.remove(0).await;
+    assert!(waited.error.is_none() && waited.timed_out, "{waited:?}");
+    assert!((3..=4).contains(&source.loads()), "{}", source.loads()); // at once, after a second, and the last chance
 }

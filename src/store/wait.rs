@@ -4,11 +4,12 @@ use std::{ops::ControlFlow, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout_at},
+    time::{self, Instant, sleep_until, timeout_at},
 };
 
 use super::{
     evidence::Mark,
+    pace::Urgency,
     shared::{DriverLink, Past, Shared},
     slot::Snapshot,
     status::Status,
@@ -23,6 +24,9 @@ const LAST_CHANCE: Duration = Duration::from_millis(200);
 
 /// "For ever" must not overflow.
 const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A timer that fires this much too late shows that the process was stopped, or got no time to run.
+const LATE: Duration = Duration::from_millis(50);
 
 /// What ends a wait before its timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +55,9 @@ pub(super) async fn finished(driver: &DriverLink, load: u64) -> Result<Result<()
 
 /// Has the driver look for a credential that is newer than `refused`, and waits for it, or for fal to accept one of
 /// those that were `tried`.
+///
+/// While a process is stopped, the new credential may arrive and the wait time out. So when the timeout comes late, the
+/// source is asked once more, which may take as long as the timeout again.
 pub(super) async fn wait_past(
     shared: &Shared,
     refused: Generation,
@@ -66,7 +73,11 @@ pub(super) async fn wait_past(
     let last_chance = deadline.checked_sub(LAST_CHANCE).filter(|_| wait_for == WaitFor::Newer);
     let status = shared.status().subscribe();
     let mut wait = Wait { shared, driver, refused, reason, tried, wait_for, last_chance, status, error: None };
-    let timed_out = timeout_at(deadline, wait.run()).await.is_err();
+    let mut timed_out = timeout_at(deadline, wait.run()).await.is_err();
+    if timed_out && deadline.elapsed() > LATE {
+        let found = time::timeout(timeout.min(LONGEST_WAIT), wait.look_since(deadline)).await;
+        timed_out = found != Ok(true);
+    }
     Waited { error: wait.error, timed_out }
 }
 
@@ -94,7 +105,8 @@ impl Wait<'_> {
             return self.end(None);
         }
         let is_last_chance = self.last_chance.is_some_and(|at| at <= Instant::now());
-        match self.shared.demand_past(self.driver, self.refused, self.reason, is_last_chance) {
+        let urgency = if is_last_chance { Urgency::LastChance } else { Urgency::Normal };
+        match self.shared.demand_past(self.driver, self.refused, self.reason, urgency) {
             Past::Newer(_) => self.end(None),
             Past::Load { joined: true, .. } if self.wait_for == WaitFor::OneAnswer => {
                 self.end(Some(ReloadError::Pending))
@@ -110,6 +122,19 @@ impl Wait<'_> {
                 ControlFlow::Continue(())
             }
         }
+    }
+
+    /// Waits for a load that began at this time or later. Returns whether there is a newer credential then.
+    async fn look_since(&mut self, time: Instant) -> bool {
+        let past = self.shared.demand_past(self.driver, self.refused, self.reason, Urgency::Since(time));
+        if let Past::Load { number, .. } = past {
+            let _ = self.load(number).await;
+        }
+        let found = self.shared.newest() > self.refused;
+        if found {
+            self.error = None;
+        }
+        found
     }
 
     async fn load(&mut self, number: u64) -> ControlFlow<()> {

@@ -1,11 +1,29 @@
-//! SIGHUP. It is the whole process that gets it, so these are the only stores in it that listen, and one test.
+//! Signals. The whole process gets them: the stores of one test are the only ones that listen to SIGHUP, and the process
+//! that is stopped is a child.
 
-use std::{process::Command, time::Duration};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
-use tokio::signal::unix::{SignalKind, signal};
-use tower_fal::CredentialStore;
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::Full;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tower::{ServiceBuilder, ServiceExt as _};
+use tower_fal::{
+    CredentialStore, FalAuthLayer, FalRetryLayer, mock::MockFal, origin::FalOrigins, retry::ReplayBody,
+    source::FileSource,
+};
 
-use crate::support::{Says, Script, current, key};
+use crate::support::{Says, Script, current, key, key_text};
 
 #[tokio::test]
 async fn sighup_asks_for_a_load_that_begins_after_it() {
@@ -63,4 +81,78 @@ async fn hang_up() {
 
 async fn reaches(store: &CredentialStore, generation: u64) {
     store.subscribe().wait_for(|status| status.generation.get() == generation).await.unwrap();
+}
+
+const FILE: &str = "TOWER_FAL_STOPPED_TEST";
+const REQUESTS: usize = 8;
+const RELOAD_WAIT: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_process_that_was_stopped_sends_with_the_new_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fal_key");
+    fs::write(&path, key_text(1)).unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "signal::stopped_child", "--nocapture", "--test-threads=1"])
+        .env(FILE, &path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("all are refused") {
+        line.clear();
+        assert!(output.read_line(&mut line).unwrap() > 0, "the child ended early");
+    }
+
+    let kill = |signal: &str| {
+        let command = format!("kill -{signal} {}", child.id());
+        assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success());
+    };
+    kill("STOP");
+    let aside = path.with_extension("aside");
+    fs::write(&aside, key_text(2)).unwrap();
+    fs::rename(aside, &path).unwrap();
+    std::thread::sleep(RELOAD_WAIT + Duration::from_millis(500)); // for so long it is stopped
+    kill("CONT");
+
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    assert!(child.wait().unwrap().success(), "{rest}");
+    assert!(rest.contains("8 of 8 accepted"), "{rest}");
+}
+
+/// No test of its own: without the variable it does nothing.
+#[test]
+fn stopped_child() {
+    let Some(path) = std::env::var_os(FILE) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let accepted = runtime.block_on(refused_and_stopped(Path::new(&path)));
+    println!("{accepted} of {REQUESTS} accepted");
+}
+
+async fn refused_and_stopped(path: &Path) -> usize {
+    let fal = MockFal::start().await.unwrap();
+    fal.accept(&key(2));
+    let source = FileSource::new(path).poll_every(Duration::from_secs(60 * 60));
+    let store = CredentialStore::builder(source).build().await.unwrap();
+    let client = ServiceBuilder::new()
+        .layer(FalRetryLayer::new(store.clone()).reload_wait(RELOAD_WAIT))
+        .layer(FalAuthLayer::new(store.clone()).origins(FalOrigins::new().and(&fal.run_origin()).unwrap()))
+        .service(Client::builder(TokioExecutor::new()).build_http::<ReplayBody<Full<Bytes>>>());
+    let mut requests = JoinSet::new();
+    for _ in 0..REQUESTS {
+        let request = Request::post(fal.run_url("/fal-ai/flux")).body(Full::new(Bytes::from_static(b"{}"))).unwrap();
+        requests.spawn(client.clone().oneshot(request));
+    }
+    // The source has brought the old key once more, and the requests wait for another one.
+    let asked = store.status().checked_at;
+    while fal.requests() < REQUESTS as u64 || store.status().checked_at == asked {
+        tokio::task::yield_now().await;
+    }
+    println!("all are refused");
+    let answers = requests.join_all().await;
+    answers.iter().filter(|answer| answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::OK)).count()
 }
