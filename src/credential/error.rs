@@ -1,8 +1,8 @@
-//! Why a text is no credential.
+//! Why a text is not a credential.
 
 use std::fmt;
 
-/// Why a text is no credential. It names the rule and the position, never the content.
+/// Why a text is not a credential. The error names the rule and the position, never the content.
 ///
 /// ```
 /// # use tower_fal::Credential;
@@ -17,8 +17,8 @@ pub struct CredentialError {
 }
 
 impl CredentialError {
-    /// Where the first byte stands that may not be there: an offset into the text as it was handed in.
-    #[must_use]
+    /// The offset of the first byte that is not allowed, in the text as it was passed in. `None` if the text was refused
+    /// for another reason.
     pub fn position(&self) -> Option<usize> {
         match self.problem {
             Problem::NotVisible { position, .. } => Some(position),
@@ -26,8 +26,7 @@ impl CredentialError {
         }
     }
 
-    /// Whether nothing was left after trimming.
-    #[must_use]
+    /// Whether the text was empty, or blank.
     pub fn is_empty(&self) -> bool {
         self.problem == Problem::Empty
     }
@@ -68,14 +67,17 @@ pub(super) enum Problem {
     NotVisible { position: usize, class: &'static str },
     #[error("is UTF-16 text: save it as UTF-8")]
     Utf16,
-    #[error("starts with `{0}`: remove that, the scheme is added when it is sent")]
+    #[error("starts with `{0} `: remove that, the scheme is added when it is sent")]
     WithScheme(&'static str),
-    #[error("starts with a quote: remove the quotes around it")]
-    Quoted,
-    #[error("starts with `{0}`: keep only what stands behind the `=`")]
-    Assignment(&'static str),
+    /// Surely something else. The text says what it is, and what to do.
+    #[error("{0}")]
+    Shape(&'static str),
     #[error("has no `:`; a fal key has the form `id:secret`")]
     NoColon,
+    #[error("is URL-encoded, as `%3A` stands for its `:`: decode it once")]
+    UrlEncoded,
+    #[error("is the token of a login and no API key: use `Credential::bearer`, or `bearer()` of the source")]
+    TokenAsKey,
     #[error("has nothing before its `:`; a fal key has the form `id:secret`")]
     NothingBeforeColon,
     #[error("has nothing behind its `:`; a fal key has the form `id:secret`")]
@@ -84,6 +86,12 @@ pub(super) enum Problem {
     IdWithColon,
     #[error("is the whole key; give only the part behind the first `:`")]
     WholeKeyAsSecret,
+    #[error("has an id that looks like a secret and a secret that looks like an id: the halves seem to be swapped")]
+    Swapped,
+    #[error("holds a `:`, which no token has; an API key needs `Credential::key`, or a source without `bearer()`")]
+    KeyAsToken,
+    #[error("has a character that no token has: only letters, digits and `-._~+/` are in one, with `=` at its end")]
+    NoToken,
     #[error("cannot be sent in a header")]
     NoHeaderValue,
 }

@@ -421,8 +421,11 @@ mod tests {
         let key = FileSource::new(&path).load().await.unwrap().unwrap();
         assert_eq!(key.header(), "Key id:secret");
         assert_eq!(key.source(), Some(&*format!("file:{}", path.display())));
+        let key_as_token = FileSource::new(&path).bearer().load().await.unwrap_err();
+        assert!(report(&key_as_token).contains("which no token has"), "{key_as_token:?}");
+        fs::write(&path, "e30.e30.c2ln\n").unwrap();
         let token = FileSource::new(&path).bearer().load().await.unwrap().unwrap();
-        assert_eq!(token.header(), "Bearer id:secret");
+        assert_eq!(token.header(), "Bearer e30.e30.c2ln");
     }
 
     #[tokio::test]
