@@ -41,9 +41,11 @@ use self::error::{Part, Problem};
 
 mod error;
 mod jwt;
+mod redact;
 mod shape;
 
 pub use self::error::CredentialError;
+pub(crate) use self::redact::redact;
 pub(crate) use self::shape::{may_be_credential, trim};
 
 /// One fal credential: an API key or the token of a login. See the [module docs](self) for an example.
