@@ -318,6 +318,12 @@ impl Shared {
         source: &Arc<str>,
         loaded: Result<Option<Credential>, SourceError>,
     ) -> Result<Option<Snapshot>, SourceError> {
+        let loaded = loaded.map_err(|error| {
+            let current = self.slot.load();
+            let standby = writer.standby.snapshot(Duration::MAX).map(Snapshot::credential);
+            let known = [Some(current.credential()), standby, writer.last_loaded.as_ref()];
+            error.without(known.into_iter().flatten())
+        });
         let Some(candidate) = loaded? else {
             return Err(SourceError::not_found(Arc::clone(source), "has no credential any more"));
         };

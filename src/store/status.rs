@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use super::{clock::Clock, slot::Snapshot};
 use crate::{
     credential::{KeyId, Scheme},
-    error::{Reason, SourceError, report},
+    error::{Reason, SourceError},
     generation::Generation,
 };
 
@@ -49,7 +49,7 @@ const REFUSAL_STANDS: Duration = Duration::from_secs(60);
 /// | `scheme` | `"Key"` or `"Bearer"` |
 /// | `key_id` | text, or `null` for a login's token |
 /// | `loaded_at`, `checked_at`, `expires_at` | whole seconds since 1970; `expires_at` may be `null` |
-/// | `last_error` | the error and its causes in one line, or `null` |
+/// | `last_error` | the [summary](SourceError::summary) of the error, or `null` |
 /// | `driver` | the [name](DriverState::as_str) of its state |
 /// | `accepted` | whether fal has accepted the current credential |
 /// | `pending` | `{"generation", "key_id"}` of the newest credential while fal does not accept it yet, else `null` |
@@ -230,7 +230,7 @@ impl Serialize for Status {
             loaded_at: seconds(self.loaded_at),
             checked_at: seconds(self.checked_at),
             expires_at: self.expires_at.map(seconds),
-            last_error: self.last_error.as_ref().map(|error| report(error)),
+            last_error: self.last_error.as_ref().map(SourceError::summary),
             consecutive_failures: self.consecutive_failures,
             driver: self.driver.as_str(),
             accepted: self.accepted,
