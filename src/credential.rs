@@ -46,7 +46,7 @@ mod shape;
 
 pub use self::error::CredentialError;
 pub(crate) use self::redact::redact;
-pub(crate) use self::shape::{may_be_credential, trim};
+pub(crate) use self::shape::{has_quote_at_an_end, may_be_credential, trim};
 
 /// One fal credential: an API key or the token of a login. See the [module docs](self) for an example.
 ///

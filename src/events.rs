@@ -174,9 +174,9 @@ pub(crate) fn shadowed(source: &str, key_id: Option<&KeyId>, shadowed: &str) {
     );
 }
 
-/// Every user of this machine may replace the key.
+/// Every user of this machine may replace the key, as its file or a directory of it lets them.
 pub(crate) fn world_writable(path: &Path) {
-    event!(warn, path = %path.display(), "the fal key file is writable by everyone: chmod o-w it");
+    event!(warn, path = %path.display(), "the file of the fal key, or its directory, is writable by everyone: chmod o-w it");
 }
 
 #[cfg(all(test, feature = "axum"))]

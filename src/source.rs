@@ -37,6 +37,7 @@ mod chain;
 mod dotenv;
 mod env;
 mod file;
+mod variables;
 
 #[cfg(feature = "dotenv")]
 pub use self::dotenv::DotenvSource;

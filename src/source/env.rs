@@ -1,7 +1,7 @@
 use std::{
     ffi::OsString,
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -11,9 +11,12 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{CredentialSource, FileSource};
+use super::{
+    CredentialSource, FileSource,
+    variables::{KeyVariables, shown},
+};
 use crate::{
-    credential::{Credential, may_be_credential, trim},
+    credential::{Credential, has_quote_at_an_end, may_be_credential},
     error::SourceError,
     events,
 };
@@ -61,8 +64,8 @@ pub struct EnvSource {
 
 #[derive(Clone)]
 enum Part {
-    Key(String),
-    Pair { id: String, secret: String },
+    Key(KeyVariables),
+    /// The variable with the path of a file.
     File(String),
 }
 
@@ -76,13 +79,13 @@ impl EnvSource {
     /// `FAL_KEY`.
     #[must_use]
     pub fn key() -> Self {
-        Self::key_from("FAL_KEY")
+        Self::new(vec![Part::Key(KeyVariables::whole())])
     }
 
     /// `FAL_KEY_ID` and `FAL_KEY_SECRET`.
     #[must_use]
     pub fn pair() -> Self {
-        Self::pair_from("FAL_KEY_ID", "FAL_KEY_SECRET")
+        Self::new(vec![Part::Key(KeyVariables::halves())])
     }
 
     /// The file that `FAL_KEY_FILE` names.
@@ -95,8 +98,8 @@ impl EnvSource {
     #[must_use]
     pub fn all() -> Self {
         Self::new(vec![
-            Part::Key("FAL_KEY".into()),
-            Part::Pair { id: "FAL_KEY_ID".into(), secret: "FAL_KEY_SECRET".into() },
+            Part::Key(KeyVariables::whole()),
+            Part::Key(KeyVariables::halves()),
             Part::File("FAL_KEY_FILE".into()),
         ])
     }
@@ -104,13 +107,13 @@ impl EnvSource {
     /// A whole key, in a variable of another name.
     #[must_use]
     pub fn key_from(variable: impl Into<String>) -> Self {
-        Self::new(vec![Part::Key(variable.into())])
+        Self::new(vec![Part::Key(KeyVariables::Whole(variable.into()))])
     }
 
     /// The two halves of a key, in variables of other names.
     #[must_use]
     pub fn pair_from(id_variable: impl Into<String>, secret_variable: impl Into<String>) -> Self {
-        Self::new(vec![Part::Pair { id: id_variable.into(), secret: secret_variable.into() }])
+        Self::new(vec![Part::Key(KeyVariables::Halves { id: id_variable.into(), secret: secret_variable.into() })])
     }
 
     /// The path of a key file, in a variable of another name.
@@ -159,27 +162,18 @@ impl EnvSource {
     fn find(&self) -> Result<Option<Found<'_>>, SourceError> {
         for part in &self.parts {
             let name = format!("env:{part}");
-            let built = match part {
-                Part::Key(variable) => self.value(variable).map(|key| Credential::key(&*key)),
-                Part::Pair { id, secret } => match (self.value(id), self.value(secret)) {
-                    (None, None) => None,
-                    (Some(id), Some(secret)) => Some(Credential::key_pair(&*id, &*secret)),
-                    (Some(_), None) => return Err(half_a_pair(name, shown(id), shown(secret))),
-                    (None, Some(_)) => return Err(half_a_pair(name, shown(secret), shown(id))),
-                },
-                Part::File(variable) => match (self.environment)(variable).and_then(path) {
-                    // The path becomes part of a name that is logged. A key that was put there by mistake must not.
-                    Some(path) if may_be_credential(path.as_os_str().as_encoded_bytes()) => {
-                        return Err(no_path(name, shown(variable)));
+            match part {
+                Part::Key(variables) => {
+                    if let Some(credential) = variables.load(&name, |variable| self.value(variable))? {
+                        return Ok(Some(Found::Credential(credential)));
                     }
-                    Some(path) => return Ok(Some(Found::File(self.file.get_or_init(|| FileSource::new(path))))),
-                    None => None,
-                },
-            };
-            match built {
-                None => {}
-                Some(Ok(credential)) => return Ok(Some(Found::Credential(credential.with_source(name)))),
-                Some(Err(error)) => return Err(SourceError::malformed(name, error)),
+                }
+                Part::File(variable) => {
+                    if let Some(path) = (self.environment)(variable).and_then(path) {
+                        refuse_no_path(name, variable, &path)?;
+                        return Ok(Some(Found::File(self.file.get_or_init(|| FileSource::new(path)))));
+                    }
+                }
             }
         }
         Ok(None)
@@ -196,10 +190,9 @@ impl EnvSource {
         }
     }
 
-    /// The value of a variable, unless it is unset, empty or blank. The buffer is wiped when it is dropped.
+    /// In a buffer that is wiped when it is dropped.
     fn value(&self, variable: &str) -> Option<Zeroizing<Vec<u8>>> {
-        let value = Zeroizing::new((self.environment)(variable)?.into_encoded_bytes());
-        (!trim(&value).is_empty()).then_some(value)
+        (self.environment)(variable).map(|value| Zeroizing::new(value.into_encoded_bytes()))
     }
 }
 
@@ -233,16 +226,10 @@ impl CredentialSource for EnvSource {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Key(variable) | Self::File(variable) => f.write_str(shown(variable)),
-            Self::Pair { id, secret } => write!(f, "{}+{}", shown(id), shown(secret)),
+            Self::Key(variables) => variables.fmt(f),
+            Self::File(variable) => f.write_str(shown(variable)),
         }
     }
-}
-
-/// The name of a variable as it is shown. `EnvSource::key_from(env::var("FAL_KEY")?)` must not show the key.
-pub(super) fn shown(variable: &str) -> &str {
-    let is_name = variable.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    if is_name { variable } else { "(not shown, as it may be a key in place of a variable's name)" }
 }
 
 impl fmt::Debug for EnvSource {
@@ -251,13 +238,16 @@ impl fmt::Debug for EnvSource {
     }
 }
 
-fn half_a_pair(source: String, set: &str, missing: &str) -> SourceError {
-    SourceError::not_found(source, format!("{set} is set and {missing} is not: set both"))
-}
-
-fn no_path(source: String, variable: &str) -> SourceError {
-    let hint = "must hold the path of a file, and this may be a key; if it is a path, write `./` in front of it";
-    SourceError::invalid(source, format!("{variable} {hint}"))
+/// The path becomes part of a name that is logged. A key that was put there by mistake must not.
+fn refuse_no_path(source: String, variable: &str, path: &Path) -> Result<(), SourceError> {
+    let hint = match path.to_str() {
+        Some(path) if has_quote_at_an_end(path) => "is in quotes: remove the quotes around the path",
+        _ if may_be_credential(path.as_os_str().as_encoded_bytes()) => {
+            "must hold the path of a file, and this may be a key; if it is a path, write `./` in front of it"
+        }
+        _ => return Ok(()),
+    };
+    Err(SourceError::invalid(source, format!("{} {hint}", shown(variable))))
 }
 
 fn path(value: OsString) -> Option<PathBuf> {
@@ -343,6 +333,12 @@ mod tests {
         let error = with(EnvSource::all(), &[("FAL_KEY_FILE", "id:hush-hush")]).load().await.unwrap_err();
         assert!(error.to_string().contains("FAL_KEY_FILE must hold the path of a file"), "{error}");
         assert!(!format!("{error} {error:?}").contains("hush"));
+        for quoted in ["\"/run/hush\"", "'/run/hush'", "\"id:hush\""] {
+            let source = EnvSource::file().environment(move |_| Some(quoted.into()));
+            let error = source.load().await.unwrap_err();
+            let said = "env:FAL_KEY_FILE: FAL_KEY_FILE is in quotes: remove the quotes around the path";
+            assert_eq!(report(&error), said);
+        }
         assert!(
             with(EnvSource::file(), &[("FAL_KEY_FILE", "C:\\key")])
                 .load()

@@ -1,55 +1,53 @@
 use std::{
     borrow::Cow,
-    fmt,
-    fs::{File, Metadata, OpenOptions},
-    io::{self, Read as _},
+    fmt, io,
     path::{Path, PathBuf},
-    sync::{
-        Arc, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
+use self::read::{Failed, Found, MAX_FILE_LEN, SETTLE, Stamp, is_world_writable};
 use super::CredentialSource;
 use crate::{
     credential::{Credential, Scheme, may_be_credential},
-    error::SourceError,
+    error::{SourceError, SourceErrorKind},
     events,
 };
 
-/// The largest file read, in bytes.
-const MAX_FILE_LEN: usize = 64 * 1024;
+mod read;
 
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A file that was written into a shorter time ago than this may be half-written: it is read again after as long.
-const SETTLE: Duration = Duration::from_millis(100);
-
-/// How often a file is read until it stands still.
-const MOST_READS: u32 = 10;
+/// How often a file is read until it is at rest, and how often links are followed until they lead to the same files.
+const MOST_LOOKS: u32 = 10;
 
 /// A file that holds the credential and nothing else.
 ///
-/// The store reads it again every 5 s and compares the content, so every way of replacing a file works: Kubernetes'
-/// swap of `..data`, a rename over it, deleting and creating it, writing into it. A file that is missing, empty or
-/// malformed for a while costs nothing: the last good credential stays. One that was written into less than 100 ms ago
-/// is read again until it stands still; still, half a secret cannot be told from a short one, so whoever writes the
-/// file had better write another one and rename it.
+/// The store reads it again every 5 s and compares the content, so it notices every way of replacing a file: the swap of
+/// `..data` by Kubernetes, a rename over it, a new file in its place, a write into it. While the file is missing, empty
+/// or malformed, the last good credential stays.
 ///
-/// **Mount the directory** and name the file in it. A mount of the file alone, such as Kubernetes' `subPath` or a secret
-/// of Docker Compose, keeps showing the very file that was there when the container started: it sees what is written
-/// into that one, and nothing of another one that takes its place, which is how kubelet and most tools rotate. The
+/// # A file that is being written
+/// A file that was written to less than 100 ms ago may hold half a key. It is read again every 100 ms, until its last
+/// write is old enough or two looks find the same. A file that is different at each of 10 looks is an error. A writer
+/// that pauses for longer than 100 ms in the middle of a key cannot be noticed, so write the key to another file and
+/// rename that one.
+///
+/// # Mount the directory
+/// Mount the *directory*, and name the file in it. Kubelet and most tools rotate a key by putting another file in its
+/// place. A mount of the file alone, such as Kubernetes' `subPath` or a secret of Docker Compose, keeps showing the file
+/// that was there when the container started: it shows what is written into that file, and never the next file. The
 /// README has a table of what rotates in place.
 ///
-/// At most 64 KiB are read, on a thread for blocking work. (A read that hangs, on a dead network mount, holds that
-/// thread, and with it the end of the runtime: use `Runtime::shutdown_timeout` where that can happen.) A path is an
-/// obligation: a missing file is an error, never "ask the next source". That others may *read* the file is not this
-/// crate's to judge (kubelet mounts with mode 0644); that everyone may *write* it is logged as a warning, with the
-/// `tracing` feature.
+/// # What it does not do
+/// * It never answers that it has no credential: a missing file is an error, unless you say
+///   [`if_present`](Self::if_present).
+/// * It reads at most 64 KiB, on a thread for blocking work. A read that hangs, on a dead network mount, holds that
+///   thread, and the end of the runtime waits for it: use `Runtime::shutdown_timeout` where that can happen.
+/// * It does not judge who may *read* the file, as kubelet mounts it with mode 0644. If every user may *write* it, or
+///   replace it in its directory, this is logged as a warning, with the `tracing` feature.
 ///
 /// ```
 /// use std::time::Duration;
@@ -69,11 +67,19 @@ pub struct FileSource {
     name: Arc<str>,
     scheme: Scheme,
     every: Duration,
+    if_present: bool,
     // One read at a time: on a dead network mount each further one would hang one more thread.
-    turn: Arc<Mutex<()>>,
-    warned: Arc<AtomicBool>,
-    /// Which file the path led to when it was last looked at.
-    resolved: Arc<std::sync::Mutex<Option<PathBuf>>>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// What the last look found, apart from the content.
+#[derive(Default)]
+struct Seen {
+    /// The file that the path led to.
+    resolved: Option<PathBuf>,
+    /// The file or the directory that was world-writable.
+    world_writable: Option<PathBuf>,
 }
 
 impl FileSource {
@@ -85,8 +91,8 @@ impl FileSource {
     /// The two halves of an API key, in a file each, such as two keys of one Kubernetes Secret.
     ///
     /// Both are read at one moment: if a link on the way to either is swapped meanwhile, as kubelet does it, both are
-    /// read again. Two plain files that are written one after the other cannot be told from two that belong
-    /// together; until the second one is there, fal refuses the mixture, and the store looks again.
+    /// read again. If two plain files are written one after the other, the pair of a new id and an old secret cannot be
+    /// recognized. fal refuses it, and the store loads again.
     pub fn pair(id_path: impl Into<PathBuf>, secret_path: impl Into<PathBuf>) -> Self {
         let secret_path = secret_path.into();
         let id = Self::new(id_path);
@@ -102,69 +108,152 @@ impl FileSource {
             secret_path: None,
             scheme: Scheme::Key,
             every: DEFAULT_POLL_INTERVAL,
+            if_present: false,
             turn: Arc::default(),
-            warned: Arc::default(),
-            resolved: Arc::default(),
+            seen: Arc::default(),
         }
     }
 
-    /// The file holds the token of a login in place of a key. There is no such thing in two files.
+    /// The file holds the token of a login in place of a key. A token has no halves, so a [`pair`](Self::pair) with this
+    /// is an error.
     #[must_use]
     pub fn bearer(mut self) -> Self {
         self.scheme = Scheme::Bearer;
         self
     }
 
-    /// How often to look at the file. Default: every 5 s, each wait varied by a fifth.
+    /// How often to read the file. Default: every 5 s, each wait varied by up to a fifth.
     #[must_use]
     pub fn poll_every(mut self, every: Duration) -> Self {
         self.every = every;
         self
     }
 
-    /// What the file holds at this moment, or both files, and whether they were at rest. This blocks.
-    fn read(&self) -> Result<Content, SourceError> {
-        let Some(secret_path) = &self.secret_path else {
-            let one = self.read_file(Half { path: &self.path, label: None })?;
-            let is_linked = || self.leads_elsewhere(std::fs::canonicalize(&self.path).ok());
-            return Ok(Content {
-                at_rest: one.is_whole && (is_linked() || one.at_rest),
-                bytes: one.bytes,
-                secret: None,
-            });
-        };
-        let id_half = Half { path: &self.path, label: Some("id") };
-        let secret_half = Half { path: secret_path, label: Some("secret") };
-        let resolve = || Ok((self.resolve(id_half)?, self.resolve(secret_half)?));
-        let in_vain = SourceError::unreadable(self.name.clone(), "is replaced again and again");
-        let read = |(id_path, secret_path): &(PathBuf, PathBuf)| {
-            let id = self.read_file(Half { path: id_path, ..id_half })?;
-            let secret = self.read_file(Half { path: secret_path, ..secret_half })?;
-            // With one link both files are swapped.
-            let is_linked = || id_path.parent() == secret_path.parent() && self.leads_elsewhere(Some(id_path.clone()));
-            let is_whole = id.is_whole && secret.is_whole;
-            let at_rest = is_whole && (is_linked() || (id.at_rest && secret.at_rest));
-            Ok(Content { at_rest, bytes: id.bytes, secret: Some(secret.bytes) })
-        };
-        read_unchanged(resolve, read, in_vain)
+    /// Lets a missing file mean "I have no credential, ask the next source" in place of an error. Default: an error.
+    ///
+    /// Only a file that is not there is meant, and of a pair, both files. A file that cannot be read, is empty or holds
+    /// something else than a credential is still an error.
+    ///
+    /// ```
+    /// use tower_fal::source::{ChainSource, EnvSource, FileSource};
+    ///
+    /// // The mounted file of a deployment, else the environment.
+    /// let file = FileSource::new("/run/secrets/fal/key").if_present();
+    /// let source = ChainSource::new().push(file).push(EnvSource::all());
+    /// # let _ = source;
+    /// ```
+    #[must_use]
+    pub fn if_present(mut self) -> Self {
+        self.if_present = true;
+        self
     }
 
-    fn read_file(&self, half: Half<'_>) -> Result<OneFile, SourceError> {
-        let failed = |what: &str, error| self.failed(half, what, error);
-        // Twice: before, because opening a device can do things; and behind, because the path may have changed.
-        let metadata = std::fs::metadata(half.path).map_err(|error| failed("cannot be found", error))?;
-        self.refuse_special(&metadata, half)?;
-        let file = open(half.path).map_err(|error| failed("cannot be opened", error))?;
-        let metadata = file.metadata().map_err(|error| failed("cannot be read", error))?;
-        self.refuse_special(&metadata, half)?;
-        self.report_world_writable(&metadata, half.path);
-
-        let Some(length) = usize::try_from(metadata.len()).ok().filter(|length| *length <= MAX_FILE_LEN) else {
-            let message = half.says(format_args!("is larger than {MAX_FILE_LEN} bytes"));
-            return Err(SourceError::invalid(self.name.clone(), message));
+    /// What is in the file, or in both, as soon as nothing writes to it. `None` if it may be missing, and is.
+    pub(super) async fn settled(&self) -> Result<Option<Content>, SourceError> {
+        let Some(mut last) = self.look_elsewhere().await? else {
+            return Ok(None);
         };
-        let bytes = read_up_to(file, length + 1).map_err(|error| failed("cannot be read", error))?;
-        Ok(OneFile { is_whole: bytes.len() == length, at_rest: is_at_rest(&metadata, SystemTime::now()), bytes })
+        let mut is_always_same = true;
+        for _ in 1..MOST_LOOKS {
+            if last.is_at_rest {
+                return Ok(Some(last));
+            }
+            tokio::time::sleep(SETTLE).await;
+            let Some(mut next) = self.look_elsewhere().await? else {
+                return Ok(None);
+            };
+            let is_same = next.bytes == last.bytes && next.secret == last.secret;
+            is_always_same &= is_same;
+            next.is_at_rest |= is_same && next.stamps == last.stamps;
+            last = next;
+        }
+        // Some file systems state the present as the time of the last write. Then only the content can tell.
+        if last.is_at_rest || is_always_same {
+            return Ok(Some(last));
+        }
+        let message =
+            "is being written: it was different each time that it was read; write another file, and rename it";
+        Err(SourceError::unreadable(self.name.clone(), message))
+    }
+
+    /// [`look`](Self::look), off the runtime's threads.
+    async fn look_elsewhere(&self) -> Result<Option<Content>, SourceError> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let source = self.clone();
+        let look = tokio::task::spawn_blocking(move || {
+            let content = source.look();
+            drop(turn);
+            content
+        });
+        look.await.unwrap_or_else(|error| {
+            Err(if error.is_panic() {
+                SourceError::panicked(self.name.clone())
+            } else {
+                SourceError::unreadable(self.name.clone(), "was not read: the runtime is shutting down")
+            })
+        })
+    }
+
+    /// What is in the file, or in both files, at this moment. This blocks.
+    fn look(&self) -> Result<Option<Content>, SourceError> {
+        let content = match &self.secret_path {
+            None => self.look_at_one(),
+            Some(secret_path) => self.look_at_both(secret_path),
+        };
+        match content {
+            Err(error) if self.if_present && error.kind() == SourceErrorKind::NotFound && self.is_absent() => Ok(None),
+            content => content.map(Some),
+        }
+    }
+
+    fn look_at_one(&self) -> Result<Content, SourceError> {
+        let found = self.read(Half { path: &self.path, label: None })?;
+        let resolved = std::fs::canonicalize(&self.path).ok();
+        let directories = [Some(&self.path), resolved.as_ref()].into_iter().flatten().filter_map(|path| path.parent());
+        self.report_world_writable([(&*self.path, &found)], directories);
+        let is_swapped = self.leads_elsewhere(resolved.as_deref());
+        Ok(Content {
+            is_at_rest: found.is_at_rest || (found.is_whole && is_swapped),
+            bytes: found.bytes,
+            secret: None,
+            stamps: [Some(found.stamp), None],
+        })
+    }
+
+    fn look_at_both(&self, secret_path: &Path) -> Result<Content, SourceError> {
+        let id_half = Half { path: &self.path, label: Some("id") };
+        let secret_half = Half { path: secret_path, label: Some("secret") };
+        let resolve = || Ok([self.resolve(id_half)?, self.resolve(secret_half)?]);
+        let replaced = SourceError::unreadable(self.name.clone(), "is replaced again and again");
+        let read = |[id_path, secret_path]: &[PathBuf; 2]| {
+            let id = self.read(Half { path: id_path, ..id_half })?;
+            let secret = self.read(Half { path: secret_path, ..secret_half })?;
+            let named = [&*self.path, secret_half.path].into_iter();
+            let directories = named.chain([&**id_path, &**secret_path]).filter_map(Path::parent);
+            self.report_world_writable([(&**id_path, &id), (&**secret_path, &secret)], directories);
+            // The swap of one link swaps both files.
+            let is_swapped = id_path.parent() == secret_path.parent() && self.leads_elsewhere(Some(id_path));
+            Ok(Content {
+                is_at_rest: (id.is_at_rest && secret.is_at_rest) || (id.is_whole && secret.is_whole && is_swapped),
+                bytes: id.bytes,
+                secret: Some(secret.bytes),
+                stamps: [Some(id.stamp), Some(secret.stamp)],
+            })
+        };
+        read_unchanged(resolve, read, replaced)
+    }
+
+    fn read(&self, half: Half<'_>) -> Result<Found, SourceError> {
+        let unreadable = |message| SourceError::unreadable(self.name.clone(), message);
+        read::read(half.path).map_err(|failed| match failed {
+            Failed::Io(what, error) => self.failed(half, what, error),
+            Failed::Directory => unreadable(half.says(format_args!("is a directory: name the file in it"))),
+            Failed::Special => unreadable(half.says(format_args!("is no regular file"))),
+            Failed::TooLong => {
+                let message = half.says(format_args!("is larger than {MAX_FILE_LEN} bytes"));
+                SourceError::invalid(self.name.clone(), message)
+            }
+        })
     }
 
     fn resolve(&self, half: Half<'_>) -> Result<PathBuf, SourceError> {
@@ -182,83 +271,54 @@ impl FileSource {
         SourceError::io(self.name.clone(), half.says(format_args!("{what}{next}")), error)
     }
 
+    fn is_absent(&self) -> bool {
+        let is_missing =
+            |path: &PathBuf| std::fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        is_missing(&self.path) && self.secret_path.as_ref().is_none_or(is_missing)
+    }
+
+    /// Whether a link on the way was swapped since the last look. The one that swaps it, such as kubelet, has written
+    /// the file before.
+    fn leads_elsewhere(&self, resolved: Option<&Path>) -> bool {
+        let last = std::mem::replace(&mut self.seen().resolved, resolved.map(Path::to_owned));
+        last.is_some() && last.as_deref() != resolved
+    }
+
+    /// Warns each time that a file becomes world-writable, or a directory in which it can be replaced.
+    fn report_world_writable<'a>(
+        &self,
+        files: impl IntoIterator<Item = (&'a Path, &'a Found)>,
+        directories: impl Iterator<Item = &'a Path>,
+    ) {
+        let mut files = files.into_iter().filter(|(_, found)| found.is_world_writable).map(|(path, _)| path);
+        let mut directories = directories
+            .map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path })
+            .filter(|path| std::fs::metadata(path).is_ok_and(|metadata| is_world_writable(&metadata)));
+        let found = files.next().or_else(|| directories.next());
+        let last = std::mem::replace(&mut self.seen().world_writable, found.map(Path::to_owned));
+        if let Some(path) = found
+            && last.as_deref() != found
+        {
+            events::world_writable(path);
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn credential(&self, content: &Content) -> Result<Credential, SourceError> {
         match (self.scheme, &content.secret) {
             (Scheme::Key, None) => Credential::key(&*content.bytes),
             (Scheme::Key, Some(secret)) => Credential::key_pair(&*content.bytes, &**secret),
             (Scheme::Bearer, None) => Credential::bearer(&*content.bytes),
             (Scheme::Bearer, Some(_)) => {
-                return Err(SourceError::invalid(self.name.clone(), "is a pair, and a login's token has no halves"));
+                let message = "is a pair, and a token has no halves: name the one file with the token";
+                return Err(SourceError::invalid(self.name.clone(), message));
             }
         }
         .map(|credential| credential.with_source(self.name.clone()))
         .map_err(|error| SourceError::malformed(self.name.clone(), error))
-    }
-
-    /// [`read`](Self::read), off the runtime's threads.
-    async fn read_elsewhere(&self) -> Result<Content, SourceError> {
-        let turn = Arc::clone(&self.turn).lock_owned().await;
-        let source = self.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let content = source.read();
-            drop(turn);
-            content
-        });
-        read.await.unwrap_or_else(|error| {
-            Err(if error.is_panic() {
-                SourceError::panicked(self.name.clone())
-            } else {
-                SourceError::unreadable(self.name.clone(), "was not read: the runtime is shutting down")
-            })
-        })
-    }
-
-    /// What is there when nobody is in the midst of writing it.
-    pub(super) async fn settled(&self) -> Result<Content, SourceError> {
-        let mut last = self.read_elsewhere().await?;
-        for _ in 1..MOST_READS {
-            if last.at_rest {
-                break;
-            }
-            tokio::time::sleep(SETTLE).await;
-            let next = self.read_elsewhere().await?;
-            let is_same = next.bytes == last.bytes && next.secret == last.secret;
-            last = Content { at_rest: next.at_rest || is_same, ..next };
-        }
-        Ok(last)
-    }
-
-    /// Whether a link on the way was swapped since the last look, as kubelet does it: the file behind it is whole.
-    fn leads_elsewhere(&self, resolved: Option<PathBuf>) -> bool {
-        let mut known = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
-        let elsewhere = match &*known {
-            Some(_) => *known != resolved,
-            None => std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.is_symlink()),
-        };
-        *known = resolved;
-        elsewhere
-    }
-
-    fn refuse_special(&self, metadata: &Metadata, half: Half<'_>) -> Result<(), SourceError> {
-        if metadata.is_file() {
-            return Ok(());
-        }
-        let kind = if metadata.is_dir() { "a directory: name the file in it" } else { "no regular file" };
-        Err(SourceError::unreadable(self.name.clone(), half.says(format_args!("is {kind}"))))
-    }
-
-    fn report_world_writable(&self, metadata: &Metadata, path: &Path) {
-        #[cfg(unix)]
-        let is = std::os::unix::fs::MetadataExt::mode(metadata) & 0o002 != 0;
-        #[cfg(not(unix))]
-        let is = {
-            let _ = metadata;
-            false
-        };
-        // Once each time that it becomes so, not at every look.
-        if is != self.warned.swap(is, Ordering::Relaxed) && is {
-            events::world_writable(path);
-        }
     }
 }
 
@@ -268,7 +328,7 @@ impl CredentialSource for FileSource {
     }
 
     async fn load(&self) -> Result<Option<Credential>, SourceError> {
-        self.credential(&self.settled().await?).map(Some)
+        self.settled().await?.map(|content| self.credential(&content)).transpose()
     }
 
     fn poll_interval(&self) -> Option<Duration> {
@@ -286,6 +346,7 @@ impl fmt::Debug for FileSource {
             .field("name", &self.name)
             .field("scheme", &self.scheme)
             .field("every", &self.every)
+            .field("if_present", &self.if_present)
             .finish_non_exhaustive()
     }
 }
@@ -307,21 +368,16 @@ impl Half<'_> {
     }
 }
 
-/// What one look at the file brought, in buffers that are wiped.
+/// What one look found, in buffers that are wiped.
 pub(super) struct Content {
     pub(super) bytes: Zeroizing<Vec<u8>>,
     /// The second half of a pair.
     secret: Option<Zeroizing<Vec<u8>>>,
-    at_rest: bool,
+    stamps: [Option<Stamp>; 2],
+    is_at_rest: bool,
 }
 
-struct OneFile {
-    bytes: Zeroizing<Vec<u8>>,
-    is_whole: bool,
-    at_rest: bool,
-}
-
-/// A name is shown. `FileSource::new(env::var("FAL_KEY")?)` must not show the key.
+/// The name of a path as it is shown. `FileSource::new(env::var("FAL_KEY")?)` must not show the key.
 fn shown(path: &Path) -> Cow<'_, str> {
     if may_be_credential(path.as_os_str().as_encoded_bytes()) {
         "(not shown, as it may be a key in place of a path)".into()
@@ -336,10 +392,10 @@ fn shown(path: &Path) -> Cow<'_, str> {
 fn read_unchanged<P: PartialEq, T>(
     resolve: impl Fn() -> Result<P, SourceError>,
     read: impl Fn(&P) -> Result<T, SourceError>,
-    in_vain: SourceError,
+    replaced: SourceError,
 ) -> Result<T, SourceError> {
-    let mut last = Err(in_vain);
-    for _ in 0..MOST_READS {
+    let mut last = Err(replaced);
+    for _ in 0..MOST_LOOKS {
         let before = match resolve() {
             Ok(before) => before,
             Err(error) => {
@@ -355,52 +411,12 @@ fn read_unchanged<P: PartialEq, T>(
     last
 }
 
-/// Whether nobody is in the midst of writing: the last write is a while ago, or something else was done to the file
-/// since, such as renaming it into its place. What is decided by it is when to look, never what to take.
-fn is_at_rest(metadata: &Metadata, now: SystemTime) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt as _;
-        if (metadata.ctime(), metadata.ctime_nsec()) != (metadata.mtime(), metadata.mtime_nsec()) {
-            return true;
-        }
-    }
-    let since_written = metadata.modified().ok().and_then(|written| now.duration_since(written).ok());
-    since_written.is_none_or(|since| since >= SETTLE)
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true);
-    // A FIFO that took the file's place in the meantime must not hold the thread until somebody writes to it.
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
-    options.open(path)
-}
-
-/// The content, or the first `most` bytes of it, in a buffer that is wiped when it is dropped.
-fn read_up_to(mut file: File, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
-    // All of it at once: a vector that grows, as `read_to_end` lets it, leaves copies of the secret behind.
-    let mut content = Zeroizing::new(vec![0; most]);
-    let mut length = 0;
-    while length < most {
-        match file.read(&mut content[length..]) {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    content.truncate(length);
-    Ok(content)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{error::Error as _, fs};
 
     use super::*;
-    use crate::error::{SourceErrorKind, report};
+    use crate::error::report;
 
     fn directory() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()
@@ -481,7 +497,7 @@ mod tests {
             async move { source.load().await }
         });
         // Until it has looked once. Nobody sleeps here, so the stopped clock stands still.
-        while source.resolved.lock().unwrap().is_none() {
+        while source.seen().resolved.is_none() {
             tokio::task::yield_now().await;
         }
         drop(source.turn.lock().await);
@@ -491,22 +507,102 @@ mod tests {
 
     #[cfg(unix)]
     #[tokio::test(start_paused = true)]
-    async fn a_file_that_was_renamed_or_linked_into_its_place_is_taken_at_once() {
+    async fn a_file_behind_a_swapped_link_is_taken_at_once() {
         let directory = directory();
-        let (path, link) = (directory.path().join("key"), directory.path().join("link"));
-        fs::write(&path, "id:secret").unwrap();
-        std::os::unix::fs::symlink(&path, &link).unwrap();
-        let before = tokio::time::Instant::now();
-        FileSource::new(&link).load().await.unwrap();
-        assert_eq!(before.elapsed(), Duration::ZERO);
+        let link = directory.path().join("key");
+        let point_to = |name: &str| {
+            let (target, next) = (directory.path().join(name), directory.path().join("next"));
+            fs::write(&target, format!("{name}:secret")).unwrap();
+            std::os::unix::fs::symlink(target, &next).unwrap();
+            fs::rename(next, &link).unwrap();
+        };
+        point_to("id-1");
+        let source = FileSource::new(&link);
+        for (name, waits) in [("id-1", SETTLE), ("id-2", Duration::ZERO), ("id-3", Duration::ZERO)] {
+            point_to(name);
+            let begin = tokio::time::Instant::now();
+            let key = source.load().await.unwrap().unwrap();
+            assert_eq!(key.key_id().unwrap().as_str(), name);
+            assert!(begin.elapsed() <= waits + Duration::from_millis(1), "{:?}", begin.elapsed());
+        }
+    }
 
-        let written = fs::metadata(&path).unwrap();
-        let now = written.modified().unwrap();
-        assert!(!is_at_rest(&written, now));
-        assert!(is_at_rest(&written, now + SETTLE));
-        // As a rename does: it changes the inode and not the content.
-        fs::File::open(&path).unwrap().set_modified(now - SETTLE / 2).unwrap();
-        assert!(is_at_rest(&fs::metadata(&path).unwrap(), now));
+    /// Writes to the file at twice the rate at which it is read.
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_changes_at_each_look_is_an_error() {
+        let directory = directory();
+        let path = directory.path().join("key");
+        fs::write(&path, "id:").unwrap();
+        let source = FileSource::new(&path);
+        let write = async {
+            loop {
+                let mut content = fs::read(&path).unwrap();
+                content.push(b'y');
+                fs::write(&path, content).unwrap();
+                tokio::time::sleep(SETTLE / 2).await;
+            }
+        };
+        tokio::select! {
+            loaded = source.load() => {
+                let error = loaded.unwrap_err();
+                assert_eq!(error.kind(), SourceErrorKind::Unreadable);
+                assert!(error.to_string().contains("is being written"), "{error}");
+            }
+            () = write => unreachable!(),
+        }
+        assert!(source.load().await.unwrap().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_whose_time_always_changes_is_taken_for_its_content() {
+        let directory = directory();
+        let path = directory.path().join("key");
+        fs::write(&path, "id:secret").unwrap();
+        let touch = async {
+            for second in 0.. {
+                let time = std::time::SystemTime::now() + Duration::from_secs(second);
+                fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+                tokio::time::sleep(SETTLE / 2).await;
+            }
+        };
+        tokio::select! {
+            loaded = async { FileSource::new(&path).load().await } => assert!(loaded.unwrap().is_some()),
+            () = touch => unreachable!(),
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_file_that_states_no_length_is_read() {
+        // The name of this thread is such a file, and it can be set.
+        let path = PathBuf::from("/proc").join(fs::read_link("/proc/thread-self").unwrap()).join("comm");
+        fs::write(&path, "id:secret").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        assert_eq!(FileSource::new(path).load().await.unwrap().unwrap().header(), "Key id:secret");
+    }
+
+    #[tokio::test]
+    async fn a_missing_file_is_no_error_if_it_may_be_missing() {
+        let directory = directory();
+        let [key, id, secret] = ["key", "id", "secret"].map(|name| directory.path().join(name));
+        let one = FileSource::new(&key).if_present();
+        let pair = FileSource::pair(&id, &secret).if_present();
+        assert!(one.load().await.unwrap().is_none());
+        assert!(pair.load().await.unwrap().is_none());
+
+        fs::write(&id, "id").unwrap();
+        let error = pair.load().await.unwrap_err();
+        assert!(error.to_string().contains("the file of the secret cannot be found"), "{error}");
+        fs::write(&secret, "secret").unwrap();
+        assert_eq!(pair.load().await.unwrap().unwrap().header(), "Key id:secret");
+
+        fs::write(&key, "").unwrap();
+        assert_eq!(one.load().await.unwrap_err().kind(), SourceErrorKind::Invalid);
+        fs::write(&key, "half").unwrap();
+        assert_eq!(one.load().await.unwrap_err().kind(), SourceErrorKind::Invalid);
+        fs::remove_file(&key).unwrap();
+        fs::create_dir(&key).unwrap();
+        assert_eq!(one.load().await.unwrap_err().kind(), SourceErrorKind::Unreadable);
     }
 
     #[cfg(unix)]
@@ -536,8 +632,8 @@ mod tests {
                 Ok((id, fs::read_to_string(secret).unwrap()))
             }
         };
-        let in_vain = || SourceError::unreadable("pair", "in vain");
-        let pair = read_unchanged(resolve, read_and_swap_until(5), in_vain()).unwrap();
+        let replaced = SourceError::unreadable("pair", "is replaced again and again");
+        let pair = read_unchanged(resolve, read_and_swap_until(5), replaced).unwrap();
         assert_eq!(pair, ("id-5".to_owned(), "secret-5".to_owned()));
     }
 
@@ -582,19 +678,6 @@ mod tests {
     async fn a_device_is_refused() {
         let error = FileSource::new("/dev/zero").load().await.unwrap_err();
         assert!(error.to_string().ends_with("is no regular file"), "{error}");
-    }
-
-    #[cfg(unix)]
-    #[tokio::test]
-    async fn a_fifo_is_refused_and_holds_no_thread() {
-        let directory = directory();
-        let path = directory.path().join("key");
-        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
-        let error = FileSource::new(&path).load().await.unwrap_err();
-        assert!(error.to_string().ends_with("is no regular file"), "{error}");
-        // What `open` meets when the FIFO takes the file's place between the two looks.
-        let opened = tokio::task::spawn_blocking(move || open(&path));
-        assert!(opened.await.unwrap().is_ok());
     }
 
     #[tokio::test]

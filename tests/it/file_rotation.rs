@@ -146,6 +146,44 @@ async fn a_reader_between_truncate_and_write_keeps_the_old_key() {
     assert_eq!(store.status().consecutive_failures, 0);
 }
 
+/// A writer that trickles, as over a slow link: it writes twice between two looks.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_being_written_keeps_the_old_key() {
+    let file = KeyFile::new();
+    let store = file.store().await;
+    file.write("id-2:");
+    let trickle = async {
+        for byte in "secret-of-id-2\n".repeat(3).bytes() {
+            OpenOptions::new().append(true).open(&file.path).unwrap().write_all(&[byte]).unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let reload = async {
+        assert_refused(&store, SourceErrorKind::Unreadable).await;
+        let error = store.status().last_error.unwrap().to_string();
+        assert!(error.contains("is being written"), "{error}");
+    };
+    tokio::join!(trickle, reload);
+    file.write(key_text(2));
+    assert_seen_within_one_poll(&store, 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_the_mode_between_two_writes_is_no_end() {
+    let file = KeyFile::new();
+    let store = file.store().await;
+    file.write("id-2:secret-");
+    fs::set_permissions(&file.path, Permissions::from_mode(0o600)).unwrap();
+    let write_the_rest = async {
+        tokio::time::sleep(Duration::from_millis(58)).await;
+        OpenOptions::new().append(true).open(&file.path).unwrap().write_all(b"of-id-2").unwrap();
+    };
+    let (reloaded, ()) = tokio::join!(store.reload(), write_the_rest);
+    assert!(matches!(reloaded, Ok(Reloaded::Changed(_))));
+    assert_eq!(*store.load().credential().header(), format!("Key {}", key_text(2)));
+    assert_eq!(store.generation().get(), 2); // and no other in between
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_file_that_is_missing_for_an_hour_keeps_the_old_key() {
     let file = KeyFile::new();
@@ -186,6 +224,16 @@ async fn what_is_no_key_keeps_the_old_one() {
         b"id-2:secret\nid-3:secret",
         b"Key id-2:secret-of-id-2",
         b"id-2:secret\xC3\x28",
+        br#"{"FAL_KEY":"id-2:secret-of-id-2"}"#,
+        b"${FAL_KEY_ID}:${FAL_KEY_SECRET}",
+        b"<html>502: secret-of-id-2</html>",
+        b"undefined:undefined",
+        b"op://vault/fal/secret-of-id-2",
+        b"vault:secret-of-id-2",
+        b"ENC[AES256_GCM,data:secret-of-id-2]",
+        b"FAL_KEY=id-2:secret-of-id-2",
+        b"id-2:secret-of-id-2,",
+        b"aWQtMjpzZWNyZXQtb2YtaWQtMg==",
         b"\xFF\xFEi\0d\0:\0",
         &noise,
         &noise[..64 * 1024],

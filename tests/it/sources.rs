@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::PathBuf,
     sync::{
         Arc,
@@ -124,6 +124,49 @@ async fn a_dotenv_file_is_followed_and_keeps_the_last_good_key() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_mounted_file_comes_before_the_environment_once_it_is_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fal_key");
+    let env = EnvSource::all().environment(|name| (name == "FAL_KEY").then(|| key_text(1).into()));
+    let chain = ChainSource::new().push(FileSource::new(&path).if_present()).push(env);
+    let store = CredentialStore::builder(chain).build().await.unwrap();
+    assert_eq!((current(&store).as_str(), store.load().source()), ("id-1", "env:FAL_KEY"));
+
+    fs::write(&path, key_text(2)).unwrap();
+    status_where(&store, |status| status.generation.get() == 2).await;
+    assert_eq!((current(&store), store.load().source()), ("id-2".to_owned(), &*format!("file:{}", path.display())));
+
+    // A file that was there, and one that is wrong, are waited for: the old key of the environment does not come back.
+    for content in [None, Some("half"), Some("{}"), Some("")] {
+        match content {
+            None => fs::remove_file(&path).unwrap(),
+            Some(content) => fs::write(&path, content).unwrap(),
+        }
+        assert!(store.reload().await.is_err());
+        assert_eq!(current(&store), "id-2");
+    }
+    fs::write(&path, key_text(3)).unwrap();
+    status_where(&store, |status| status.generation.get() == 3).await;
+}
+
+#[tokio::test]
+async fn a_mounted_file_that_is_wrong_is_an_error_before_the_environment() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fal_key");
+    let chain = || {
+        let env = EnvSource::all().environment(|name| (name == "FAL_KEY").then(|| key_text(1).into()));
+        ChainSource::new().push(FileSource::new(&path).if_present()).push(env)
+    };
+    fs::write(&path, "half").unwrap();
+    let error = CredentialStore::builder(chain()).build().await.unwrap_err();
+    assert_eq!(error.kind(), SourceErrorKind::Invalid);
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let error = CredentialStore::builder(chain()).build().await.unwrap_err();
+    assert_eq!(error.kind(), SourceErrorKind::Unreadable);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_chain_keeps_the_key_of_a_winner_that_is_gone_until_it_is_back_or_outranked() {
     let every = Duration::from_secs(5);
     let [first, winner, last] = [(); 3].map(|()| Script::new(every, Says::Nothing));
@@ -192,6 +235,33 @@ fn a_key_in_the_environment_that_shadows_a_file_is_an_event_and_once() {
     assert_eq!(messages_of_ten_loads(environment(&["FAL_KEY"], &path)), nothing);
     fs::remove_file(&path).unwrap();
     assert_eq!(messages_of_ten_loads(chain(&["FAL_KEY"])), nothing);
+}
+
+#[test]
+fn a_directory_in_which_everybody_can_replace_the_file_is_an_event_and_once() {
+    let set_mode = |path: &std::path::Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (path, link) = (directory.path().join("fal_key"), elsewhere.path().join("fal_key"));
+    fs::write(&path, key_text(1)).unwrap();
+    symlink(&path, &link).unwrap();
+    let warning = ["the file of the fal key, or its directory, is writable by everyone: chmod o-w it"];
+    let nothing: [&str; 0] = [];
+    for (directory, mode, events) in [
+        (&directory, 0o777, &warning[..]),
+        (&directory, 0o1777, &nothing[..]),
+        (&directory, 0o700, &nothing[..]),
+        (&elsewhere, 0o777, &warning[..]),
+    ] {
+        set_mode(directory.path(), mode);
+        assert_eq!(messages_of_ten_loads(FileSource::new(&link)), events, "{mode:o}");
+    }
+    set_mode(elsewhere.path(), 0o700);
+    // One of two files, which is one warning as well.
+    let secret = directory.path().join("secret");
+    fs::write(&path, "id").unwrap();
+    fs::write(&secret, "secret").unwrap();
+    set_mode(&path, 0o666);
+    assert_eq!(messages_of_ten_loads(FileSource::pair(&path, &secret)), warning);
 }
 
 /// On a runtime of its own, all of whose threads report.

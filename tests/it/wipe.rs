@@ -200,9 +200,9 @@ fn refused(secret: &Arc<Secret>) -> KeepAlive {
         let env = CredentialStore::builder(env).build().await.unwrap_err();
         // Of a `.env` file only the content is ours to wipe: `dotenvy` copies each line, so it must not come to that.
         let dotenv_file = directory.path().join(".env");
-        fs::write(&dotenv_file, &*secret.text(&"$".repeat(1001), "\n")).unwrap();
+        fs::write(&dotenv_file, &*secret.text("FAL_KEY=", &" ".repeat(64 * 1024))).unwrap();
         let dotenv = CredentialStore::builder(DotenvSource::new(&dotenv_file)).build().await.unwrap_err();
-        assert!(dotenv.to_string().contains("more than 1000"), "{dotenv}");
+        assert!(dotenv.to_string().contains("larger than 65536 bytes"), "{dotenv}");
         (file, chain, pair, dotenv, env, Credential::key(&*malformed).unwrap_err())
     });
     Box::new(errors)
