@@ -67,14 +67,15 @@ fn read_at(path: &Path, now: SystemTime) -> Result<Found, Failed> {
     let before = file.metadata().map_err(failed("cannot be read"))?;
     refuse_special(&before)?;
 
-    let bytes = read_up_to(&mut file, MAX_FILE_LEN + 1).map_err(failed("cannot be read"))?;
+    let stated = usize::try_from(before.len()).unwrap_or(usize::MAX);
+    // The files of procfs and of some FUSE file systems state a length of 0, whatever is in them.
+    let most = if stated == 0 { MAX_FILE_LEN } else { stated.min(MAX_FILE_LEN) };
+    let bytes = read_up_to(&mut file, most + 1).map_err(failed("cannot be read"))?;
     if bytes.len() > MAX_FILE_LEN {
         return Err(Failed::TooLong);
     }
     let stamp = Stamp::of(&file.metadata().map_err(failed("cannot be read"))?);
-    // The files of procfs and of some FUSE file systems state a length of 0.
-    let has_stated_length = stamp.length == 0 || usize::try_from(stamp.length) == Ok(bytes.len());
-    let is_whole = stamp == Stamp::of(&before) && has_stated_length;
+    let is_whole = stamp == Stamp::of(&before) && (stated == 0 || stated == bytes.len());
     Ok(Found {
         bytes,
         stamp,
