@@ -14,14 +14,14 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use tower_fal::{Credential, error::BoxError, source};
+//! use tower_fal::{Credential, source};
 //!
 //! // A remote source: the store loads it every minute, and keeps the last good credential while Vault is down.
 //! let vault = source::from_fn("vault:fal", Duration::from_secs(60), || async {
 //!     let key = fetch_from_vault().await?;
-//!     Ok::<_, BoxError>(Credential::key(key)?)
+//!     Ok(Credential::key(key)?)
 //! });
-//! # async fn fetch_from_vault() -> Result<String, BoxError> { Ok("id:secret".into()) }
+//! # async fn fetch_from_vault() -> std::io::Result<String> { Ok("id:secret".into()) }
 //! # let _ = vault;
 //! ```
 
@@ -112,20 +112,20 @@ pub trait CredentialSource: Send + Sync + 'static {
 /// `every` is the [`poll_interval`](CredentialSource::poll_interval): a [`Duration`], or `None` for a source that is
 /// loaded only on [`reload`](crate::CredentialStore::reload) and
 /// [`reload_past`](crate::CredentialStore::reload_past), and before a token expires. The closure returns a
-/// [`Credential`] or an `Option` of one, and must not block. See the [module docs](self) for an example.
+/// [`Credential`] or an `Option` of one, and must not block. Its errors are boxed, which `?` does for errors of any type;
+/// see [what is kept of them](SourceError#the-errors-of-other-crates). See the [module docs](self) for an example.
 ///
 /// Use [`from_fn_with`] for a closure that needs a client or other state: an `async move ||` that uses what it has
 /// captured is not `Fn`.
-pub fn from_fn<F, Fut, T, E>(
+pub fn from_fn<F, Fut, T>(
     name: impl Into<Arc<str>>,
     every: impl Into<Option<Duration>>,
     load: F,
 ) -> impl CredentialSource
 where
     F: Fn() -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<T, E>> + Send,
+    Fut: Future<Output = Result<T, BoxError>> + Send,
     T: Into<Option<Credential>>,
-    E: Into<BoxError>,
 {
     from_fn_with(name, every, (), move |()| load())
 }
@@ -134,18 +134,18 @@ where
 ///
 /// ```
 /// use std::{sync::Arc, time::Duration};
-/// use tower_fal::{Credential, error::BoxError, source};
+/// use tower_fal::{Credential, source};
 ///
 /// # struct SecretManager;
-/// # impl SecretManager { async fn get(&self, _name: &str) -> Result<String, BoxError> { Ok("id:secret".into()) } }
+/// # impl SecretManager { async fn get(&self, _name: &str) -> std::io::Result<String> { Ok("id:secret".into()) } }
 /// let client = Arc::new(SecretManager);
 /// let cloud = source::from_fn_with("cloud:fal-key", Duration::from_secs(300), client, async |client| {
 ///     let key = client.get("fal-key").await?;
-///     Ok::<_, BoxError>(Credential::key(key)?)
+///     Ok(Credential::key(key)?)
 /// });
 /// # let _ = cloud;
 /// ```
-pub fn from_fn_with<S, F, Fut, T, E>(
+pub fn from_fn_with<S, F, Fut, T>(
     name: impl Into<Arc<str>>,
     every: impl Into<Option<Duration>>,
     state: S,
@@ -154,9 +154,8 @@ pub fn from_fn_with<S, F, Fut, T, E>(
 where
     S: Clone + Send + Sync + 'static,
     F: Fn(S) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<T, E>> + Send,
+    Fut: Future<Output = Result<T, BoxError>> + Send,
     T: Into<Option<Credential>>,
-    E: Into<BoxError>,
 {
     FromFn { name: name.into(), every: every.into(), state, load }
 }
@@ -168,13 +167,12 @@ struct FromFn<S, F> {
     load: F,
 }
 
-impl<S, F, Fut, T, E> CredentialSource for FromFn<S, F>
+impl<S, F, Fut, T> CredentialSource for FromFn<S, F>
 where
     S: Clone + Send + Sync + 'static,
     F: Fn(S) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<T, E>> + Send,
+    Fut: Future<Output = Result<T, BoxError>> + Send,
     T: Into<Option<Credential>>,
-    E: Into<BoxError>,
 {
     fn name(&self) -> &str {
         &self.name
@@ -278,7 +276,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_closure_is_a_source() {
-        let source = from_fn("mine", Duration::from_secs(9), || async { Credential::key("id:secret") });
+        let source = from_fn("mine", Duration::from_secs(9), || async { Ok(Credential::key("id:secret")?) });
         assert_eq!(source.name(), "mine");
         assert_eq!(source.poll_interval(), Some(Duration::from_secs(9)));
         assert_eq!(source.load().await.unwrap().unwrap().header(), "Key id:secret");
@@ -286,9 +284,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_closure_may_have_nothing_or_fail() {
-        let nothing = from_fn("nothing", None, || async { Ok::<_, BoxError>(None) });
+        let nothing = from_fn("nothing", None, || async { Ok(None) });
         assert!(nothing.load().await.unwrap().is_none());
-        let fail = from_fn("fail", None, || async { Credential::key("") });
+        let fail = from_fn("fail", None, || async { Ok(Credential::key("")?) });
         let error = fail.load().await.unwrap_err();
         assert_eq!((error.kind(), error.source_name()), (SourceErrorKind::Invalid, "fail"));
     }
@@ -296,7 +294,7 @@ mod tests {
     #[tokio::test]
     async fn a_boxed_source_answers_as_the_source_inside() {
         let source = from_fn_with("state", Duration::from_secs(1), "id:secret".to_owned(), async |key: String| {
-            Credential::key(key)
+            Ok(Credential::key(key)?)
         });
         let boxed = BoxSource::new(BoxSource::new(source));
         assert_eq!(boxed.name(), "state");

@@ -184,7 +184,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        error::{BoxError, report},
+        error::report,
         source::{EnvSource, FileSource, from_fn_with},
     };
 
@@ -195,7 +195,7 @@ mod tests {
         from_fn_with(name, Duration::from_secs(5), Arc::clone(says), async |says: Says| {
             let says = *says.lock().unwrap();
             let key = says?.map(|n| Credential::key(format!("id-{n}:secret"))).transpose()?;
-            Ok::<_, BoxError>(key)
+            Ok(key)
         })
     }
 

@@ -59,7 +59,7 @@ impl Issuer {
             if issuer.loads() > 10_000 {
                 std::future::pending::<()>().await; // a hot loop is to fail a test, not to keep it from its end
             }
-            issuer.load()
+            Ok(issuer.load()?)
         });
         let clock = self.clone();
         let builder = CredentialStore::builder(source).clock(Clock::new(move || clock.now()));
@@ -336,7 +336,7 @@ impl StoppedClock {
 async fn observed(first: Credential) -> (CredentialStore, Arc<Mutex<Option<Credential>>>, StoppedClock) {
     let brings = Arc::new(Mutex::new(Some(first)));
     let source = from_fn_with("vault", None, Arc::clone(&brings), async |brings: Arc<Mutex<_>>| {
-        Ok::<_, SourceError>(brings.lock().unwrap().clone())
+        Ok(brings.lock().unwrap().clone())
     });
     let clock = StoppedClock::new();
     let builder = CredentialStore::builder(source).name("house").clock(clock.clock());
@@ -463,7 +463,7 @@ async fn a_refusal_wakes_subscribers_only_when_degraded_changes() {
 
 #[tokio::test]
 async fn a_store_is_named_with_what_can_be_a_label() {
-    let source = || from_fn_with("vault", None, (), async |()| Credential::key("id:secret"));
+    let source = || from_fn_with("vault", None, (), async |()| Ok(Credential::key("id:secret")?));
     let named = async |name: String| CredentialStore::builder(source()).name(name).build().await;
     assert_eq!(&*named("n".repeat(64)).await.unwrap().status().store, "n".repeat(64));
     for name in [String::new(), "n".repeat(65), "two\nlines".to_owned()] {
