@@ -413,7 +413,7 @@ async fn a_source_in_trouble(printed: &mut Printed) {
     let set = |load: Load| *answer.lock().unwrap() = Some(load);
     let good: Load = || Ok(Some(Credential::key(format!("leak-id:{SECRET}"))?));
     let next: Load = || Ok(Some(Credential::key(format!("next-id:{NEXT}"))?));
-    let bad: [Load; 6] = [
+    let bad: [Load; 13] = [
         || Ok(None),
         || Err("connection refused".into()),
         || Err(io::Error::from(io::ErrorKind::PermissionDenied).into()),
@@ -421,6 +421,14 @@ async fn a_source_in_trouble(printed: &mut Printed) {
         // As a panic does whose message holds the secret, but for the hook, which would print it.
         || std::panic::resume_unwind(Box::new(format!("cannot use {SECRET}"))),
         || Ok(Some(Credential::bearer(format!("e30.eyJleHAiOjF9.{SECRET}"))?)), // expired in 1970
+        // Errors of others that hold it: in their `Debug`, in their text, in a cause.
+        || Ok(Some(Credential::key(String::from_utf8([SECRET.as_bytes(), b"\xFF"].concat())?)?)),
+        || Ok(Some(Credential::key(serde_json::from_str::<u8>(&format!("\"{SECRET}\""))?.to_string())?)),
+        || Err(io::Error::other(serde_json::from_str::<u8>(&format!("\"{SECRET}\"")).unwrap_err()).into()),
+        || Err(format!("GET https://vault/v1/fal?token={SECRET} failed, after https://me:{SECRET}@vault/").into()),
+        || Err(format!("the vault refused `Bearer {SECRET}` and leak-id:{SECRET}").into()),
+        || Err(format!("unexpected answer {{\"secret\":\"{SECRET}\"}}, or in bytes {:?}", SECRET.as_bytes()).into()),
+        || Err(format!("{} {SECRET}", "x ".repeat(245)).into()), // it is cut off there
     ];
 
     set(good);
