@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | [`EnvSource`] | `FAL_KEY`, `FAL_KEY_ID` and `FAL_KEY_SECRET`, or the file that `FAL_KEY_FILE` names | never; the file every 5 s |
 //! | [`FileSource`] | a file with the key, or two with its halves, such as a mounted Kubernetes Secret | every 5 s |
-//! | `DotenvSource` (feature `dotenv`) | one variable of a `.env` file | every 5 s |
+//! | `DotenvSource` (feature `dotenv`) | the key in a `.env` file | every 5 s |
 //! | [`from_fn`] | what an async closure returns: a key from Vault or from a cloud's secret manager | at the interval that you give |
 //! | [`ChainSource`] | the first of several sources that has a credential | at the shortest interval of its sources |
 //!
