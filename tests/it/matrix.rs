@@ -18,7 +18,7 @@ use self::{
     stack::{Outcome, Payload, Sent, Stack},
     tls_fal::{ELSEWHERE, TlsFal},
 };
-use crate::support::{KubeletVolume, Says, Script, key, key_text};
+use crate::support::{self, KubeletVolume, key, key_text};
 
 mod stack;
 mod tls_fal;
@@ -52,20 +52,13 @@ matrix! {
     axum_forwarded => AxumForwarded
 }
 
-/// Key 1 is everywhere at first: in the source, in the store, and at fal.
-struct World {
-    fal: TlsFal,
-    source: Script,
-    store: CredentialStore,
-}
+type World = support::World<TlsFal>;
 
 impl World {
     async fn new() -> Self {
-        let source = Script::new(None, Says::Here(key(1)));
-        let store = CredentialStore::builder(source.clone()).build().await.unwrap();
         let fal = TlsFal::start().await;
         fal.accept(&key(1));
-        Self { fal, source, store }
+        Self::around(fal).await
     }
 
     /// Fal knows key `n` and no longer the first, which the store has; the source has key `n`.
@@ -73,10 +66,6 @@ impl World {
         self.source.brings(n);
         self.fal.accept(&key(n));
         self.fal.revoke(&key(1));
-    }
-
-    fn reloads(&self) -> usize {
-        self.source.loads() - 1
     }
 
     /// The keys that fal was shown, in order.

@@ -27,7 +27,7 @@ use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
 use tokio::net::TcpListener;
 use tower::{Layer as _, ServiceBuilder, ServiceExt as _};
 use tower_fal::{
-    CredentialStore, FalAuth, FalAuthError, FalAuthLayer, FalLayer, FalRetry, FalRetryLayer,
+    FalAuth, FalAuthError, FalAuthLayer, FalLayer, FalRetry, FalRetryLayer,
     error::{Reason, Refusal},
     mock::MockFal,
     origin::FalOrigins,
@@ -35,7 +35,7 @@ use tower_fal::{
     retry::{Transient, Typed, connection_failed},
 };
 
-use crate::support::{Recorded, Says, Script, key, key_text};
+use crate::support::{self, Recorded, key, key_text};
 
 const UNKNOWN_KEY: &str = r#"{"detail":"No user found for Key ID and Secret"}"#;
 
@@ -80,17 +80,12 @@ async fn refuse() -> (StatusCode, &'static str) {
     (StatusCode::UNAUTHORIZED, UNKNOWN_KEY)
 }
 
-/// Key 1 is everywhere, and every loopback origin is admitted.
-struct World {
-    source: Script,
-    store: CredentialStore,
-}
+/// Each test has servers of its own, and every loopback origin is admitted.
+type World = support::World<()>;
 
 impl World {
     async fn new() -> Self {
-        let source = Script::new(None, Says::Here(key(1)));
-        let store = CredentialStore::builder(source.clone()).build().await.unwrap();
-        Self { source, store }
+        Self::around(()).await
     }
 
     fn layer(&self) -> FalLayer<Typed, FalOrigins> {
@@ -109,10 +104,6 @@ impl World {
 
     fn auth(&self) -> FalAuthLayer {
         FalAuthLayer::new(self.store.clone()).origins(FalOrigins::new().loopback_http())
-    }
-
-    fn reloads(&self) -> usize {
-        self.source.loads() - 1
     }
 }
 

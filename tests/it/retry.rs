@@ -1,6 +1,6 @@
 //! What becomes of a refused credential: a reload, one replay, and a type that says why.
 //!
-//! Most of it without a socket and on paused time: [`Fal`] answers in memory, a [`Script`] is the source. Uploads have
+//! Most of it without a socket and on paused time: [`Fal`] answers in memory, a [`Script`](support::Script) is the source. Uploads have
 //! tests of their own.
 
 use std::{
@@ -23,12 +23,12 @@ use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use tokio::{sync::watch, time::Instant};
 use tower::{Layer as _, Service};
 use tower_fal::{
-    CredentialStore, FalAuth, FalAuthError, FalAuthLayer, FalRetry, FalRetryLayer,
+    FalAuth, FalAuthError, FalAuthLayer, FalRetry, FalRetryLayer,
     error::{BoxError, Refusal},
     retry::Typed,
 };
 
-use crate::support::{PATIENCE, Says, Script, key};
+use crate::support::{self, PATIENCE, key};
 
 mod crowd;
 mod events;
@@ -52,20 +52,13 @@ pub(crate) type AnswerBody = UnsyncBoxBody<Bytes, BoxError>;
 pub(crate) type Answer = Response<AnswerBody>;
 type Client<M = Typed> = FalRetry<FalAuth<Fal>, M>;
 
-/// Key 1 is everywhere at first: in the source, in the store, and at fal.
-struct World {
-    fal: Fal,
-    source: Script,
-    store: CredentialStore,
-}
+type World = support::World<Fal>;
 
 impl World {
     async fn new() -> Self {
-        let source = Script::new(None, Says::Here(key(1)));
-        let store = CredentialStore::builder(source.clone()).build().await.unwrap();
         let fal = Fal::default();
         fal.accept(1);
-        Self { fal, source, store }
+        Self::around(fal).await
     }
 
     fn retry(&self) -> FalRetryLayer {
@@ -84,11 +77,6 @@ impl World {
     fn rotate(&self, n: u64) {
         self.source.brings(n);
         self.store.replace(key(n));
-    }
-
-    /// How often the source was asked after the start.
-    fn reloads(&self) -> usize {
-        self.source.loads() - 1
     }
 }
 

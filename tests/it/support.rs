@@ -149,6 +149,26 @@ impl CredentialSource for Script {
     }
 }
 
+/// Key 1 is everywhere at first: in the source, in the store, and at `fal`, which is handed in.
+pub(crate) struct World<F> {
+    pub(crate) fal: F,
+    pub(crate) source: Script,
+    pub(crate) store: CredentialStore,
+}
+
+impl<F> World<F> {
+    pub(crate) async fn around(fal: F) -> Self {
+        let source = Script::new(None, Says::Here(key(1)));
+        let store = CredentialStore::builder(source.clone()).build().await.unwrap();
+        Self { fal, source, store }
+    }
+
+    /// How often the source was asked after the start.
+    pub(crate) fn reloads(&self) -> usize {
+        self.source.loads() - 1
+    }
+}
+
 /// A directory that is written as kubelet's atomic writer does it for a mounted Secret:
 ///
 /// ```text

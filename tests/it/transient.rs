@@ -35,12 +35,12 @@ const BODY: &str = r#"{"prompt":"a cat"}"#;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// One request, and as many answers as it takes.
-struct World {
+struct Setup {
     fal: Fal,
     transient: Transient,
 }
 
-impl World {
+impl Setup {
     fn new(transient: Transient) -> Self {
         let fal = Fal::default();
         fal.accept(1);
@@ -134,30 +134,30 @@ async fn what_is_sent_again_as_a_table() {
     let outcomes = [200, 202, 400, 404, 408, 409, 422, 429, 499, 500, 501, 502, 503, 504].map(With);
     for (name, request, may_be_repeated) in requests {
         for ends in outcomes.into_iter().chain([Unsent, Somehow]) {
-            let world = World::new(Transient::default());
+            let setup = Setup::new(Transient::default());
             let outcome = match ends {
                 With(status) => {
-                    world.fal.will_answer(answer(status, "once"));
+                    setup.fal.will_answer(answer(status, "once"));
                     format!("{status}")
                 }
                 Unsent => {
-                    world.fal.will_fail(refused_connection());
+                    setup.fal.will_fail(refused_connection());
                     "not sent".to_owned()
                 }
                 Somehow => {
-                    world.fal.will_fail(io::Error::from(io::ErrorKind::ConnectionReset));
+                    setup.fal.will_fail(io::Error::from(io::ErrorKind::ConnectionReset));
                     "failed".to_owned()
                 }
             };
-            let result = world.send(request.clone()).await;
+            let result = setup.send(request.clone()).await;
             let wanted = transient(&ends) && (may_be_repeated || matches!(ends, Unsent));
-            assert_eq!(world.attempts(), if wanted { 2 } else { 1 }, "{name}, {outcome}");
+            assert_eq!(setup.attempts(), if wanted { 2 } else { 1 }, "{name}, {outcome}");
             match (wanted, ends) {
                 (true, _) => assert_eq!(result.unwrap().status(), 200),
                 (false, With(status)) => assert_eq!(result.unwrap().status(), status),
                 (false, _) => assert!(matches!(result, Err(FalAuthError::Transport(_)))),
             }
-            let arrived = world.fal.arrived();
+            let arrived = setup.fal.arrived();
             let sent = request.clone().into_body().collect().await.unwrap().to_bytes();
             assert!(arrived.iter().all(|arrived| arrived.body == sent && arrived.method == request.method()), "{name}");
         }
@@ -166,39 +166,39 @@ async fn what_is_sent_again_as_a_table() {
 
 #[tokio::test(start_paused = true)]
 async fn without_being_asked_for_nothing_is_sent_again() {
-    let world = World::new(Transient::default());
+    let setup = Setup::new(Transient::default());
     let store = CredentialStore::fixed(key(1));
     for answer in [busy(), answer(429, "slow down")] {
         let status = answer.status();
-        world.fal.will_answer(answer);
-        let client = tower_fal::layer(&store).layer(world.fal.clone());
+        setup.fal.will_answer(answer);
+        let client = tower_fal::layer(&store).layer(setup.fal.clone());
         assert_eq!(client.oneshot(get()).await.unwrap().status(), status);
     }
-    world.fal.will_fail(refused_connection());
-    assert!(tower_fal::layer(&store).layer(world.fal.clone()).oneshot(get()).await.is_err());
-    assert_eq!(world.attempts(), 3);
+    setup.fal.will_fail(refused_connection());
+    assert!(tower_fal::layer(&store).layer(setup.fal.clone()).oneshot(get()).await.is_err());
+    assert_eq!(setup.attempts(), 3);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_last_answer_is_the_callers_as_it_came() {
-    let world = World::new(Transient::default().attempts(3));
+    let setup = Setup::new(Transient::default().attempts(3));
     for n in 1..=3 {
-        world.fal.will_answer(with_header(answer(503, format!("busy {n}")), "x-fal-error-type", "busy"));
+        setup.fal.will_answer(with_header(answer(503, format!("busy {n}")), "x-fal-error-type", "busy"));
     }
-    let response = world.send(get()).await.unwrap();
-    assert_eq!((response.status().as_u16(), world.attempts()), (503, 3));
+    let response = setup.send(get()).await.unwrap();
+    assert_eq!((response.status().as_u16(), setup.attempts()), (503, 3));
     assert_eq!(response.headers()["x-fal-error-type"], "busy");
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "busy 3");
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_last_failure_is_the_callers() {
-    let world = World::new(Transient::default().attempts(2));
-    world.fal.will_fail("the first");
-    world.fal.will_fail("the second");
-    let error = world.send(get()).await.unwrap_err();
+    let setup = Setup::new(Transient::default().attempts(2));
+    setup.fal.will_fail("the first");
+    setup.fal.will_fail("the second");
+    let error = setup.send(get()).await.unwrap_err();
     assert_eq!(error.source().unwrap().to_string(), "the second");
-    assert_eq!(world.attempts(), 2);
+    assert_eq!(setup.attempts(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,12 +209,12 @@ async fn attempts_are_four_unless_set() {
         (Transient::default().attempts(1), 1),
         (Transient::default().attempts(0), 1),
     ] {
-        let world = World::new(transient);
+        let setup = Setup::new(transient);
         for _ in 0..10 {
-            world.fal.will_answer(busy());
+            setup.fal.will_answer(busy());
         }
-        assert_eq!(world.send(get()).await.unwrap().status(), 503);
-        assert_eq!(world.attempts(), attempts);
+        assert_eq!(setup.send(get()).await.unwrap().status(), 503);
+        assert_eq!(setup.attempts(), attempts);
     }
 }
 
@@ -226,12 +226,12 @@ async fn waits_are_random_up_to_a_limit_that_doubles() {
     let mut longest = [Duration::ZERO; 5];
     let mut shortest = [Duration::MAX; 5];
     for _ in 0..200 {
-        let world = World::new(transient.clone().budget(plenty()));
+        let setup = Setup::new(transient.clone().budget(plenty()));
         for _ in 0..5 {
-            world.fal.will_answer(busy());
+            setup.fal.will_answer(busy());
         }
-        assert_eq!(world.send(get()).await.unwrap().status(), 200);
-        for (n, gap) in world.gaps().into_iter().enumerate() {
+        assert_eq!(setup.send(get()).await.unwrap().status(), 200);
+        for (n, gap) in setup.gaps().into_iter().enumerate() {
             assert!(gap <= limits[n] + Duration::from_millis(2), "wait {n}: {gap:?}");
             longest[n] = longest[n].max(gap);
             shortest[n] = shortest[n].min(gap);
@@ -248,23 +248,23 @@ fn plenty() -> TpsBudget {
 
 #[tokio::test(start_paused = true)]
 async fn retry_after_is_obeyed_in_seconds() {
-    let world = World::new(Transient::default());
+    let setup = Setup::new(Transient::default());
     for seconds in ["7", "0", " 3 "] {
-        world.fal.will_answer(busy_for(seconds));
+        setup.fal.will_answer(busy_for(seconds));
     }
-    assert_eq!(world.send(get()).await.unwrap().status(), 200);
-    for (gap, seconds) in world.gaps().into_iter().zip([7, 0, 3]) {
+    assert_eq!(setup.send(get()).await.unwrap().status(), 200);
+    for (gap, seconds) in setup.gaps().into_iter().zip([7, 0, 3]) {
         assert_took(gap, seconds * SECOND);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn retry_after_is_obeyed_as_a_date() {
-    let world = World::new(Transient::default());
-    world.fal.will_answer(busy_for(&httpdate::fmt_http_date(SystemTime::now() + 6 * SECOND)));
-    world.fal.will_answer(busy_for(&httpdate::fmt_http_date(SystemTime::now() - 3600 * SECOND)));
-    assert_eq!(world.send(get()).await.unwrap().status(), 200);
-    let gaps = world.gaps();
+    let setup = Setup::new(Transient::default());
+    setup.fal.will_answer(busy_for(&httpdate::fmt_http_date(SystemTime::now() + 6 * SECOND)));
+    setup.fal.will_answer(busy_for(&httpdate::fmt_http_date(SystemTime::now() - 3600 * SECOND)));
+    assert_eq!(setup.send(get()).await.unwrap().status(), 200);
+    let gaps = setup.gaps();
     // The wall clock is not paused, and a date has no fractions.
     assert!((4.0..=6.01).contains(&gaps[0].as_secs_f64()), "{gaps:?}");
     assert_took(gaps[1], Duration::ZERO);
@@ -274,48 +274,48 @@ async fn retry_after_is_obeyed_as_a_date() {
 async fn retry_after_has_a_limit() {
     let far = httpdate::fmt_http_date(SystemTime::now() + 86_400 * SECOND);
     for asked in ["11", "86400", "99999999999999999999999999", &far] {
-        let world = World::new(Transient::default());
-        world.fal.will_answer(busy_for(asked));
-        assert_eq!(world.send(get()).await.unwrap().status(), 200);
-        assert_took(world.gaps()[0], 10 * SECOND);
-        let world = World::new(Transient::default().longest_delay(2 * SECOND));
-        world.fal.will_answer(busy_for(asked));
-        assert_eq!(world.send(get()).await.unwrap().status(), 200);
-        assert_took(world.gaps()[0], 2 * SECOND);
+        let setup = Setup::new(Transient::default());
+        setup.fal.will_answer(busy_for(asked));
+        assert_eq!(setup.send(get()).await.unwrap().status(), 200);
+        assert_took(setup.gaps()[0], 10 * SECOND);
+        let setup = Setup::new(Transient::default().longest_delay(2 * SECOND));
+        setup.fal.will_answer(busy_for(asked));
+        assert_eq!(setup.send(get()).await.unwrap().status(), 200);
+        assert_took(setup.gaps()[0], 2 * SECOND);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_retry_after_that_says_nothing_is_no_wait_of_its_own() {
     for nonsense in ["soon", "-1", "1.5", ""] {
-        let world = World::new(Transient::default());
-        world.fal.will_answer(busy_for(nonsense));
-        assert_eq!(world.send(get()).await.unwrap().status(), 200);
-        assert!(world.gaps()[0] <= Duration::from_millis(252), "{nonsense}");
+        let setup = Setup::new(Transient::default());
+        setup.fal.will_answer(busy_for(nonsense));
+        assert_eq!(setup.send(get()).await.unwrap().status(), 200);
+        assert!(setup.gaps()[0] <= Duration::from_millis(252), "{nonsense}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_that_would_end_after_the_deadline_is_not_begun() {
     // 3 s, 6 s, and 9 s would be too late; the answer's own time counts as well.
-    let world = World::new(Transient::default().attempts(100).deadline(8 * SECOND));
+    let setup = Setup::new(Transient::default().attempts(100).deadline(8 * SECOND));
     for _ in 0..10 {
-        world.fal.will_answer(busy_for("3"));
+        setup.fal.will_answer(busy_for("3"));
     }
-    let (result, took) = timed(world.send(get())).await;
-    assert_eq!((result.unwrap().status().as_u16(), world.attempts()), (503, 3));
+    let (result, took) = timed(setup.send(get())).await;
+    assert_eq!((result.unwrap().status().as_u16(), setup.attempts()), (503, 3));
     assert_took(took, 6 * SECOND);
 
-    let world = World::new(Transient::default().deadline(8 * SECOND));
-    world.fal.will_answer(busy_for("9"));
-    let (result, took) = timed(world.send(get())).await;
+    let setup = Setup::new(Transient::default().deadline(8 * SECOND));
+    setup.fal.will_answer(busy_for("9"));
+    let (result, took) = timed(setup.send(get())).await;
     assert_eq!((result.unwrap().status().as_u16(), took), (503, Duration::ZERO));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_time_that_an_attempt_takes_counts_for_the_deadline() {
-    let world = World::new(Transient::default().deadline(8 * SECOND));
-    let fal = world.fal.clone();
+    let setup = Setup::new(Transient::default().deadline(8 * SECOND));
+    let fal = setup.fal.clone();
     let slow = tower::ServiceBuilder::new()
         .map_request(|request: Request<ReplayBody<Full<Bytes>>>| request)
         .service_fn(move |request| {
@@ -325,48 +325,48 @@ async fn the_time_that_an_attempt_takes_counts_for_the_deadline() {
                 fal.oneshot(request).await
             }
         });
-    let client = world.retry().layer(FalAuthLayer::new(CredentialStore::fixed(key(1))).layer(slow));
-    world.fal.will_answer(busy_for("2"));
+    let client = setup.retry().layer(FalAuthLayer::new(CredentialStore::fixed(key(1))).layer(slow));
+    setup.fal.will_answer(busy_for("2"));
     assert_eq!(client.oneshot(get()).await.unwrap().status(), 503);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_budget_that_is_used_up_ends_it_and_is_shared_by_clones() {
     // One retry for two requests: four are worth two, and the 200s of the first two retries another one.
-    let world = World::new(Transient::default().budget(TpsBudget::new(60 * SECOND, 0, 0.5)));
+    let setup = Setup::new(Transient::default().budget(TpsBudget::new(60 * SECOND, 0, 0.5)));
     for _ in 0..4 {
-        assert_eq!(world.send(get()).await.unwrap().status(), 200);
+        assert_eq!(setup.send(get()).await.unwrap().status(), 200);
     }
     for status in [200, 200, 200, 503] {
-        let before = world.attempts();
-        world.fal.will_answer(busy());
-        assert_eq!(world.send(get()).await.unwrap().status(), status);
-        assert_eq!(world.attempts() - before, if status == 200 { 2 } else { 1 });
+        let before = setup.attempts();
+        setup.fal.will_answer(busy());
+        assert_eq!(setup.send(get()).await.unwrap().status(), status);
+        assert_eq!(setup.attempts() - before, if status == 200 { 2 } else { 1 });
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_budget_of_nothing_is_no_retry() {
-    let world = World::new(Transient::default().budget(TpsBudget::new(10 * SECOND, 0, 0.0)));
-    world.fal.will_answer(busy());
-    let (result, took) = timed(world.send(get())).await;
-    assert_eq!((result.unwrap().status().as_u16(), world.attempts(), took), (503, 1, Duration::ZERO));
+    let setup = Setup::new(Transient::default().budget(TpsBudget::new(10 * SECOND, 0, 0.0)));
+    setup.fal.will_answer(busy());
+    let (result, took) = timed(setup.send(get())).await;
+    assert_eq!((result.unwrap().status().as_u16(), setup.attempts(), took), (503, 1, Duration::ZERO));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_callers_own_time_out_is_never_repeated() {
     for request in [get(), repeatable_post()] {
         for (value, sent_again) in [("user", false), ("User", false), ("platform", true)] {
-            let world = World::new(Transient::default());
-            world.fal.will_answer(with_header(answer(504, "late"), "x-fal-request-timeout-type", value));
-            world.send(request.clone()).await.unwrap();
-            assert_eq!(world.attempts() == 2, sent_again, "{value}");
+            let setup = Setup::new(Transient::default());
+            setup.fal.will_answer(with_header(answer(504, "late"), "x-fal-request-timeout-type", value));
+            setup.send(request.clone()).await.unwrap();
+            assert_eq!(setup.attempts() == 2, sent_again, "{value}");
         }
     }
-    let world = World::new(Transient::default());
-    world.fal.will_answer(with_header(busy(), "x-fal-request-timeout-type", "user"));
-    world.send(get()).await.unwrap();
-    assert_eq!(world.attempts(), 2, "it is about a 504");
+    let setup = Setup::new(Transient::default());
+    setup.fal.will_answer(with_header(busy(), "x-fal-request-timeout-type", "user"));
+    setup.send(get()).await.unwrap();
+    assert_eq!(setup.attempts(), 2, "it is about a 504");
 }
 
 #[tokio::test(start_paused = true)]
@@ -374,52 +374,52 @@ async fn what_fal_calls_not_retryable_is_never_repeated() {
     for status in [429, 502, 503, 504] {
         for request in [get(), repeatable_post()] {
             for (value, sent_again) in [("false", false), ("False", false), ("true", true), ("", true)] {
-                let world = World::new(Transient::default());
-                world.fal.will_answer(with_header(answer(status, ""), "x-fal-retryable", value));
-                world.send(request.clone()).await.unwrap();
-                assert_eq!(world.attempts() == 2, sent_again, "{status} {value}");
+                let setup = Setup::new(Transient::default());
+                setup.fal.will_answer(with_header(answer(status, ""), "x-fal-retryable", value));
+                setup.send(request.clone()).await.unwrap();
+                assert_eq!(setup.attempts() == 2, sent_again, "{status} {value}");
             }
         }
     }
     // And what it calls retryable is no reason of its own.
-    let world = World::new(Transient::default());
-    world.fal.will_answer(with_header(answer(500, ""), "x-fal-retryable", "true"));
-    assert_eq!(world.send(get()).await.unwrap().status(), 500);
+    let setup = Setup::new(Transient::default());
+    setup.fal.will_answer(with_header(answer(500, ""), "x-fal-retryable", "true"));
+    assert_eq!(setup.send(get()).await.unwrap().status(), 500);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_body_is_sent_again_whole() {
-    let world = World::new(Transient::default());
-    let retry = world.retry();
+    let setup = Setup::new(Transient::default());
+    let retry = setup.retry();
     for _ in 0..3 {
-        world.fal.will_answer(busy());
+        setup.fal.will_answer(busy());
     }
-    let client = retry.layer(FalAuthLayer::new(CredentialStore::fixed(key(1))).layer(world.fal.clone()));
+    let client = retry.layer(FalAuthLayer::new(CredentialStore::fixed(key(1))).layer(setup.fal.clone()));
     assert_eq!(client.oneshot(repeatable_post()).await.unwrap().status(), 200);
-    let arrived = world.fal.arrived();
+    let arrived = setup.fal.arrived();
     assert!(arrived.len() == 4 && arrived.iter().all(|arrived| arrived.body == BODY && arrived.key == 1));
     assert_eq!(retry.replay_memory_used(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_is_not_kept_is_sent_once() {
-    let world = World::new(Transient::default());
+    let setup = Setup::new(Transient::default());
     let client =
-        world.retry().max_body(4).layer(FalAuthLayer::new(CredentialStore::fixed(key(1))).layer(world.fal.clone()));
-    world.fal.will_answer(busy());
+        setup.retry().max_body(4).layer(FalAuthLayer::new(CredentialStore::fixed(key(1))).layer(setup.fal.clone()));
+    setup.fal.will_answer(busy());
     assert_eq!(client.oneshot(repeatable_post()).await.unwrap().status(), 503);
-    assert_eq!(world.attempts(), 1);
+    assert_eq!(setup.attempts(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_response_that_never_ends_holds_nothing_up_for_long() {
-    let world = World::new(Transient::default());
+    let setup = Setup::new(Transient::default());
     let body = Lazy::new(1, "busy").hangs();
     let read = body.read();
-    world.fal.will_answer(with_header(answer_with(503, body), "retry-after", "5"));
-    assert_eq!(world.send(get()).await.unwrap().status(), 200);
+    setup.fal.will_answer(with_header(answer_with(503, body), "retry-after", "5"));
+    assert_eq!(setup.send(get()).await.unwrap().status(), 200);
     assert!(read.is_dropped() && !read.to_its_end());
-    assert_took(world.gaps()[0], 6 * SECOND); // a second to read, and then the wait
+    assert_took(setup.gaps()[0], 6 * SECOND); // a second to read, and then the wait
 }
 
 // Beside the replay for the sake of the credential.
@@ -469,23 +469,23 @@ async fn a_repetition_after_a_way_back_takes_the_same_way() {
 #[tokio::test(start_paused = true)]
 async fn refusals_are_no_failures_in_passing() {
     for status in [401, 403] {
-        let world = World::new(Transient::default());
-        world.fal.will_answer(answer(status, ""));
-        assert!(world.send(get()).await.unwrap_err().refusal().is_some());
-        assert_eq!(world.attempts(), 1);
+        let setup = Setup::new(Transient::default());
+        setup.fal.will_answer(answer(status, ""));
+        assert!(setup.send(get()).await.unwrap_err().refusal().is_some());
+        assert_eq!(setup.attempts(), 1);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_that_comes_as_an_error_from_within_is_no_failure_in_passing() {
     for status in [401, 403] {
-        let world = World::new(Transient::default());
-        world.fal.will_answer(answer(status, ""));
+        let setup = Setup::new(Transient::default());
+        setup.fal.will_answer(answer(status, ""));
         let store = CredentialStore::fixed(key(1));
-        let inner = tower_fal::layer(&store).layer(world.fal.clone());
+        let inner = tower_fal::layer(&store).layer(setup.fal.clone());
         let outer = FalRetryLayer::per_request().transient(Transient::default()).layer(inner);
         let error = outer.oneshot(get()).await.unwrap_err();
-        assert_eq!((error.refusal().unwrap().status().as_u16(), world.attempts()), (status, 1));
+        assert_eq!((error.refusal().unwrap().status().as_u16(), setup.attempts()), (status, 1));
     }
 }
 
@@ -521,10 +521,10 @@ async fn it_is_found_behind_other_errors() {
         Box::<dyn Error + Send + Sync>::from(io::Error::other(refused_connection())),
         io::Error::other(Wrapped(refused_connection().into())).into(),
     ] {
-        let world = World::new(Transient::default());
-        world.fal.will_fail(error);
-        assert_eq!(world.send(post()).await.unwrap().status(), 200);
-        assert_eq!(world.attempts(), 2);
+        let setup = Setup::new(Transient::default());
+        setup.fal.will_fail(error);
+        assert_eq!(setup.send(post()).await.unwrap().status(), 200);
+        assert_eq!(setup.attempts(), 2);
     }
 }
 
@@ -533,12 +533,12 @@ async fn who_knows_more_may_say_so() {
     fn none_sent(error: &(dyn Error + 'static)) -> bool {
         error.is::<fmt::Error>()
     }
-    let world = World::new(Transient::default().not_sent(none_sent));
-    world.fal.will_fail(Wrapped(fmt::Error.into()));
-    assert_eq!(world.send(post()).await.unwrap().status(), 200);
-    world.fal.will_fail(refused_connection());
-    assert!(world.send(post()).await.is_err(), "it takes the place of what was there");
-    assert_eq!(world.attempts(), 3);
+    let setup = Setup::new(Transient::default().not_sent(none_sent));
+    setup.fal.will_fail(Wrapped(fmt::Error.into()));
+    assert_eq!(setup.send(post()).await.unwrap().status(), 200);
+    setup.fal.will_fail(refused_connection());
+    assert!(setup.send(post()).await.is_err(), "it takes the place of what was there");
+    assert_eq!(setup.attempts(), 3);
 }
 
 #[tokio::test]
