@@ -512,7 +512,7 @@ impl Gated {
             let n = *source.brings.lock().unwrap();
             source.loads.fetch_add(1, Ordering::SeqCst);
             let _ = source.gate.subscribe().wait_for(|open| *open).await;
-            Credential::key(format!("id-{n}:secret"))
+            Ok(Credential::key(format!("id-{n}:secret"))?)
         };
         let store = CredentialStore::builder(from_fn_with("gated", None, source.clone(), load)).build().await.unwrap();
         (store, source)

@@ -9,13 +9,14 @@ use std::{
     convert::Infallible,
     error::Error,
     ffi::OsString,
-    fmt::{Debug, Display, Write as _},
+    fmt::{Debug, Display},
     fs, io,
     path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use crate::support::{Entry, Events, Metrics};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body_util::Full;
@@ -30,13 +31,6 @@ use tower_fal::{
     source::{self, BoxSource, ChainSource, CredentialSource, DotenvSource, EnvSource, FileSource},
     store::{ReloadError, Snapshot, Status},
 };
-use tracing::{
-    Event, Metadata, Subscriber,
-    field::{Field, Visit},
-    span,
-};
-
-use crate::support::Recorded;
 
 const SECRET: &str = "q7RtzLw9Xv-2KpYdBn_hJ5mGc0sVfEaU";
 const NEXT: &str = "Zx4NfWk8_TbQ1uHyDo6PrMi-3gCvSjLe";
@@ -44,10 +38,7 @@ const NEXT: &str = "Zx4NfWk8_TbQ1uHyDo6PrMi-3gCvSjLe";
 #[test]
 fn the_secret_is_in_nothing_that_is_printed() {
     let events = Events::default();
-    let dispatch = tracing::Dispatch::new(events.clone());
-    // With one subscriber alone, `tracing` decides whether anyone listens to an event by the thread that comes by
-    // first: another test's, which has none, would switch it off for all.
-    let _so_that_there_are_two = tracing::Dispatch::new(events.clone());
+    let dispatch = events.dispatch();
     let _on_this_thread = tracing::dispatcher::set_default(&dispatch);
     // Files are read on other threads, which print as well.
     let on_thread_start = move || std::mem::forget(tracing::dispatcher::set_default(&dispatch));
@@ -56,8 +47,8 @@ fn the_secret_is_in_nothing_that_is_printed() {
         builder.enable_all().start_paused(true).on_thread_start(on_thread_start.clone()).build().unwrap()
     };
 
-    let metrics = Recorded::default();
-    let _recorder_of_this_thread = metrics::set_default_local_recorder(&metrics);
+    let metrics = Metrics::new();
+    let _recorder_of_this_thread = metrics::set_default_local_recorder(metrics.recorder());
 
     let mut printed = Printed::default();
     malformed_values(&mut printed);
@@ -80,7 +71,7 @@ fn the_secret_is_in_nothing_that_is_printed() {
     });
 
     // What is not printed cannot leak: these are the events whose absence would make the search worthless.
-    let events = events.lines();
+    let events = events.take();
     for message in [
         "the fal credential was rotated",
         "could not load the fal credential",
@@ -91,14 +82,15 @@ fn the_secret_is_in_nothing_that_is_printed() {
         "was replayed with another fal credential",
         "shadows a file",
     ] {
-        assert!(events.iter().any(|line| line.contains(message)), "no event says `{message}`");
+        assert!(events.iter().any(|event| event.message.contains(message)), "no event says `{message}`");
     }
     // Whoever reads one of these alone knows which key it is about, and from where.
     for message in ["was rotated", "could not load", "answers again", "shadows a file"] {
-        let mut told = events.iter().filter(|line| line.contains(message));
-        let named = |line: &String| line.contains(" source=") && line.contains(" key_id=");
+        let mut told = events.iter().filter(|event| event.message.contains(message));
+        let named = |event: &Entry| ["source", "key_id"].iter().all(|field| event.fields.contains_key(*field));
         assert!(told.any(named), "`{message}` names no key");
     }
+    let events: Vec<_> = events.iter().map(ToString::to_string).collect();
     let counters = metrics.counters().into_iter().map(|(series, count)| format!("{series} {count}"));
     let gauges = metrics.gauges().into_iter().map(|(series, value)| format!("{series} {value}"));
     let metrics: Vec<_> = counters.chain(gauges).collect();
@@ -678,55 +670,4 @@ fn find_secret(text: &str) -> Option<String> {
             || lower.contains(&hex.concat());
         found.then_some(plain)
     })
-}
-
-/// Collects all fields of every event and span.
-#[derive(Clone, Default)]
-struct Events {
-    lines: Arc<Mutex<Vec<String>>>,
-}
-
-impl Events {
-    fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap().clone()
-    }
-
-    fn collect(&self, metadata: Option<&Metadata<'_>>, record: impl FnOnce(&mut Line)) {
-        let mut line = Line(metadata.map_or_else(String::new, |metadata| format!("{metadata:?}")));
-        record(&mut line);
-        self.lines.lock().unwrap().push(line.0);
-    }
-}
-
-impl Subscriber for Events {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-
-    fn new_span(&self, attributes: &span::Attributes<'_>) -> span::Id {
-        self.collect(Some(attributes.metadata()), |line| attributes.record(line));
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, values: &span::Record<'_>) {
-        self.collect(None, |line| values.record(line));
-    }
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        self.collect(Some(event.metadata()), |line| event.record(line));
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
-}
-
-struct Line(String);
-
-impl Visit for Line {
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        write!(self.0, " {field}={value:?}").unwrap();
-    }
 }

@@ -16,7 +16,7 @@ use tower_fal::{
 
 use crate::{
     retry::{ADMITTED, Answer, Fal, answer, request, unknown_key},
-    support::{Recorded, Says, Script, bearer_until, key, status_where},
+    support::{Metrics, Says, Script, bearer_until, key, status_where},
 };
 
 const FIVE: Duration = Duration::from_secs(5);
@@ -30,7 +30,7 @@ fn runtime() -> Runtime {
 }
 
 /// Of the gauges, those of one store: its info by key id, and since when.
-fn of(recorded: &Recorded, store: &str) -> (Vec<(String, f64)>, Option<f64>) {
+fn of(recorded: &Metrics, store: &str) -> (Vec<(String, f64)>, Option<f64>) {
     let label = format!(" store={store}");
     let gauges = recorded.gauges();
     let info = gauges.iter().filter_map(|(name, value)| {
@@ -57,8 +57,8 @@ async fn named(name: &'static str, source: &Script) -> CredentialStore {
 
 #[test]
 fn the_key_that_a_store_holds_is_one_series_and_the_old_one_is_0() {
-    let recorded = Recorded::default();
-    metrics::with_local_recorder(&recorded, || {
+    let recorded = Metrics::new();
+    metrics::with_local_recorder(recorded.recorder(), || {
         let runtime = runtime();
         let store = runtime.block_on(async {
             let source = Script::new(FIVE, Says::Here(key(1)));
@@ -98,8 +98,8 @@ fn the_key_that_a_store_holds_is_one_series_and_the_old_one_is_0() {
 
 #[test]
 fn loads_are_counted_by_what_came_of_them() {
-    let recorded = Recorded::default();
-    metrics::with_local_recorder(&recorded, || {
+    let recorded = Metrics::new();
+    metrics::with_local_recorder(recorded.recorder(), || {
         runtime().block_on(async {
             let source = Script::new(None, Says::Here(key(1)));
             let store = named("counted", &source).await;
@@ -126,7 +126,7 @@ fn loads_are_counted_by_what_came_of_them() {
 fn a_recorder_that_is_installed_late_has_it_all_within_one_poll() {
     let runtime = runtime();
     for says in [Says::Here(key(2)), Says::Error] {
-        let late = Recorded::default();
+        let late = Metrics::new();
         let source = Script::new(FIVE, Says::Here(key(1)));
         let store = runtime.block_on(async {
             let store = named("late", &source).await;
@@ -135,7 +135,7 @@ fn a_recorder_that_is_installed_late_has_it_all_within_one_poll() {
             store
         });
         source.says(says);
-        metrics::with_local_recorder(&late, || {
+        metrics::with_local_recorder(late.recorder(), || {
             runtime.block_on(async {
                 let begin = tokio::time::Instant::now();
                 source.loads_reach(3).await;
@@ -152,8 +152,8 @@ fn a_recorder_that_is_installed_late_has_it_all_within_one_poll() {
 
 #[test]
 fn a_store_that_never_reloads_is_shown_when_it_is_made() {
-    let recorded = Recorded::default();
-    metrics::with_local_recorder(&recorded, || {
+    let recorded = Metrics::new();
+    metrics::with_local_recorder(recorded.recorder(), || {
         let store = CredentialStore::fixed(Credential::key("fixed-and-shown:secret").unwrap());
         assert_eq!(of(&recorded, "default"), (held(&[("fixed-and-shown", 1.0)]), loaded_at(&store)));
         drop(store);
@@ -164,8 +164,8 @@ fn a_store_that_never_reloads_is_shown_when_it_is_made() {
 
 #[test]
 fn stores_of_one_name_show_a_key_as_long_as_any_of_them_holds_it() {
-    let recorded = Recorded::default();
-    metrics::with_local_recorder(&recorded, || {
+    let recorded = Metrics::new();
+    metrics::with_local_recorder(recorded.recorder(), || {
         runtime().block_on(async {
             let source = Script::new(None, Says::Here(key(1)));
             let (first, second) = (named("shared", &source).await, named("shared", &source).await);
@@ -188,13 +188,13 @@ fn stores_of_one_name_show_a_key_as_long_as_any_of_them_holds_it() {
 fn whoever_rotates_at_once_leaves_one_series_at_1() {
     let store = CredentialStore::fixed(Credential::key("rotated-at-once-0:secret").unwrap());
     let keys: Vec<_> = (0..64).map(|n| Credential::key(format!("rotated-at-once-{n}:secret")).unwrap()).collect();
-    let recorded = Recorded::default();
+    let recorded = Metrics::new();
     for _ in 0..20 {
         std::thread::scope(|scope| {
             for keys in keys.chunks(16) {
                 let (store, recorded) = (&store, &recorded);
                 scope.spawn(move || {
-                    metrics::with_local_recorder(recorded, || {
+                    metrics::with_local_recorder(recorded.recorder(), || {
                         for key in keys {
                             store.replace(key.clone());
                         }
@@ -209,8 +209,8 @@ fn whoever_rotates_at_once_leaves_one_series_at_1() {
 
 #[test]
 fn the_manual_has_the_metrics_that_exist() {
-    let recorded = Recorded::default();
-    metrics::with_local_recorder(&recorded, || {
+    let recorded = Metrics::new();
+    metrics::with_local_recorder(recorded.recorder(), || {
         runtime().block_on(async {
             let source = Script::new(None, Says::Here(key(1)));
             let store = named("page", &source).await;

@@ -35,7 +35,7 @@ use tower_fal::{
     retry::{Transient, Typed, connection_failed},
 };
 
-use crate::support::{self, Recorded, key, key_text};
+use crate::support::{self, Metrics, key, key_text};
 
 const UNKNOWN_KEY: &str = r#"{"detail":"No user found for Key ID and Secret"}"#;
 
@@ -478,7 +478,7 @@ fn key_header(n: u64) -> http::HeaderValue {
 
 #[test]
 fn a_replay_is_counted_with_its_result() {
-    let counted = Recorded::default();
+    let counted = Metrics::new();
     let story = async {
         let fal = MockFal::start().await.unwrap();
         for (accepted, brings) in [(2, 2), (3, 4)] {
@@ -489,7 +489,7 @@ fn a_replay_is_counted_with_its_result() {
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    metrics::with_local_recorder(&counted, || runtime.block_on(story));
+    metrics::with_local_recorder(counted.recorder(), || runtime.block_on(story));
     let counters = counted.counters();
     let replays = ["accepted", "refused"].map(|result| counters[&format!("tower_fal_replays_total result={result}")]);
     assert_eq!(replays, [1, 1]);

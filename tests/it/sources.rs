@@ -21,7 +21,7 @@ use tower_fal::{
     store::{ReloadError, Reloaded},
 };
 
-use crate::support::{Messages, Says, Script, current, key, key_text, status_where};
+use crate::support::{Events, Says, Script, current, key, key_text, status_where};
 
 /// The interval of 5 s and a fifth, what timers round up, and how long a file may take to settle.
 const ONE_POLL: Duration = Duration::from_millis(6010 + 200);
@@ -267,11 +267,9 @@ fn a_directory_in_which_everybody_can_replace_the_file_is_an_event_and_once() {
 /// On a runtime of its own, all of whose threads report.
 #[allow(clippy::needless_pass_by_value)] // as a store takes it
 fn messages_of_ten_loads(source: impl tower_fal::source::CredentialSource) -> Vec<String> {
-    let messages = Messages::default();
-    let dispatch = tracing::Dispatch::new(messages.clone());
+    let events = Events::default();
+    let dispatch = events.dispatch();
     let _on_this_thread = tracing::dispatcher::set_default(&dispatch);
-    // See the leak test for why there are two.
-    let _so_that_there_are_two = tracing::Dispatch::new(messages.clone());
     let on_thread_start = move || std::mem::forget(tracing::dispatcher::set_default(&dispatch));
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().on_thread_start(on_thread_start).build().unwrap();
@@ -281,5 +279,5 @@ fn messages_of_ten_loads(source: impl tower_fal::source::CredentialSource) -> Ve
         }
     });
     drop(runtime); // which waits for what still runs on other threads
-    messages.take()
+    events.take().into_iter().map(|event| event.message).collect()
 }

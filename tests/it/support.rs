@@ -2,18 +2,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    env, fs,
+    env, fmt, fs,
     path::{Path, PathBuf},
     process,
-    sync::{
-        Arc, LazyLock, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, LazyLock, Mutex},
     time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Recorder, SharedString, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{process::Command, sync::watch, time::Instant};
@@ -23,7 +20,11 @@ use tower_fal::{
     source::CredentialSource,
     store::Status,
 };
-use tracing::{Event, Metadata, Subscriber, field::Field, span};
+use tracing::{
+    Dispatch, Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
 
 /// How long a test waits for what must happen. Of paused time, so that a failing test does not take as long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
@@ -259,35 +260,79 @@ fn build_example(name: &str) -> PathBuf {
     executable.unwrap()
 }
 
-/// The texts of all events.
+/// What `tracing` was told: events, new spans, and what was recorded in a span later.
 #[derive(Clone, Default)]
-pub(crate) struct Messages(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Events(Arc<Mutex<Vec<Entry>>>);
 
-impl Messages {
-    pub(crate) fn take(&self) -> Vec<String> {
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    /// `None` for what was recorded in a span later.
+    pub(crate) metadata: Option<&'static Metadata<'static>>,
+    pub(crate) message: String,
+    /// Without the message.
+    pub(crate) fields: BTreeMap<String, String>,
+}
+
+impl Events {
+    /// A dispatcher that records here.
+    pub(crate) fn dispatch(&self) -> Dispatch {
+        // With one dispatcher alone, `tracing` asks the thread that reaches an event first whether it is enabled. This
+        // may be another test's thread, which has no subscriber: the event would be switched off for all threads.
+        static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(Events::default()));
+        LazyLock::force(&SECOND);
+        Dispatch::new(self.clone())
+    }
+
+    /// What was recorded since the last time.
+    pub(crate) fn take(&self) -> Vec<Entry> {
         std::mem::take(&mut *self.0.lock().unwrap())
+    }
+
+    /// As [`take`](Self::take), without what other crates say.
+    pub(crate) fn take_ours(&self) -> Vec<Entry> {
+        let is_ours = |event: &Entry| event.metadata.is_some_and(|about| about.target().starts_with("tower_fal"));
+        self.take().into_iter().filter(is_ours).collect()
+    }
+
+    fn add(&self, metadata: Option<&'static Metadata<'static>>, record: impl FnOnce(&mut Fields)) {
+        let mut fields = Fields::default();
+        record(&mut fields);
+        let message = fields.0.remove("message").unwrap_or_default();
+        self.0.lock().unwrap().push(Entry { metadata, message, fields: fields.0 });
     }
 }
 
-impl Subscriber for Messages {
+impl Entry {
+    pub(crate) fn level(&self) -> Level {
+        *self.metadata.unwrap().level()
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}", self.metadata, self.message)?;
+        self.fields.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
+    }
+}
+
+impl Subscriber for Events {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true
     }
 
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+    fn new_span(&self, attributes: &span::Attributes<'_>) -> span::Id {
+        self.add(Some(attributes.metadata()), |fields| attributes.record(fields));
         span::Id::from_u64(1)
     }
 
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record(&self, _: &span::Id, values: &span::Record<'_>) {
+        self.add(None, |fields| values.record(fields));
+    }
 
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        event.record(&mut |field: &Field, value: &dyn std::fmt::Debug| {
-            if field.name() == "message" {
-                self.0.lock().unwrap().push(format!("{value:?}"));
-            }
-        });
+        self.add(Some(event.metadata()), |fields| event.record(fields));
     }
 
     fn enter(&self, _: &span::Id) {}
@@ -295,76 +340,55 @@ impl Subscriber for Messages {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// Records counters and gauges under `name label=value …`. What is recorded on another thread is not seen.
 #[derive(Default)]
-pub(crate) struct Recorded {
-    counters: Mutex<BTreeMap<String, Arc<Count>>>,
-    gauges: Mutex<BTreeMap<String, Arc<Level>>>,
+struct Fields(BTreeMap<String, String>);
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.to_owned());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}"));
+    }
 }
 
-impl Recorded {
+/// Records counters and gauges, which Prometheus' own exporter then shows. What happens on another thread is not seen.
+pub(crate) struct Metrics(PrometheusRecorder);
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        Self(PrometheusBuilder::new().build_recorder())
+    }
+
+    pub(crate) fn recorder(&self) -> &PrometheusRecorder {
+        &self.0
+    }
+
+    /// The counters by `name label=value …`.
     pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
-        let counters = self.counters.lock().unwrap();
-        counters.iter().map(|(name, count)| (name.clone(), count.0.load(Ordering::SeqCst))).collect()
+        self.series("counter").into_iter().map(|(series, value)| (series, value.parse().unwrap())).collect()
     }
 
+    /// The gauges by `name label=value …`.
     pub(crate) fn gauges(&self) -> BTreeMap<String, f64> {
-        let gauges = self.gauges.lock().unwrap();
-        gauges.iter().map(|(name, value)| (name.clone(), *value.0.lock().unwrap())).collect()
+        self.series("gauge").into_iter().map(|(series, value)| (series, value.parse().unwrap())).collect()
     }
 
-    fn name(key: &Key) -> String {
-        let labels: BTreeSet<_> = key.labels().map(|label| format!(" {}={}", label.key(), label.value())).collect();
-        key.name().to_owned() + &labels.into_iter().collect::<String>()
-    }
-}
-
-#[derive(Default)]
-struct Count(AtomicU64);
-
-impl CounterFn for Count {
-    fn increment(&self, value: u64) {
-        self.0.fetch_add(value, Ordering::SeqCst);
-    }
-
-    fn absolute(&self, _: u64) {
-        unreachable!("nothing is counted so");
-    }
-}
-
-#[derive(Default)]
-struct Level(Mutex<f64>);
-
-impl GaugeFn for Level {
-    fn increment(&self, _: f64) {
-        unreachable!("a recorder that was installed late would be wrong for ever");
-    }
-
-    fn decrement(&self, _: f64) {
-        unreachable!("a recorder that was installed late would be wrong for ever");
-    }
-
-    fn set(&self, value: f64) {
-        *self.0.lock().unwrap() = value;
-    }
-}
-
-impl Recorder for Recorded {
-    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn register_counter(&self, key: &Key, _: &metrics::Metadata<'_>) -> Counter {
-        Counter::from_arc(Arc::clone(self.counters.lock().unwrap().entry(Self::name(key)).or_default()))
-    }
-
-    fn register_gauge(&self, key: &Key, _: &metrics::Metadata<'_>) -> Gauge {
-        Gauge::from_arc(Arc::clone(self.gauges.lock().unwrap().entry(Self::name(key)).or_default()))
-    }
-
-    fn register_histogram(&self, _: &Key, _: &metrics::Metadata<'_>) -> Histogram {
-        unreachable!("there are no histograms");
+    /// The series of a kind, and their values as Prometheus reads them.
+    fn series(&self, kind: &str) -> Vec<(String, String)> {
+        let text = self.0.handle().render();
+        let families = text.split_terminator("\n\n");
+        let of_this_kind = families.filter(|family| family.lines().next().unwrap().ends_with(kind));
+        let lines = of_this_kind.flat_map(|family| family.lines().skip(1));
+        let read = |line: &str| {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let (name, labels) =
+                series.strip_suffix("\"}").and_then(|series| series.split_once('{')).unwrap_or((series, ""));
+            let labels = labels.split_terminator("\",").map(|label| label.replacen("=\"", "=", 1));
+            let labels: BTreeSet<_> = labels.map(|label| format!(" {label}")).collect();
+            (name.to_owned() + &labels.into_iter().collect::<String>(), value.to_owned())
+        };
+        lines.map(read).collect()
     }
 }

@@ -18,7 +18,7 @@ use tower_fal::{
     source::{CredentialSource, FileSource},
 };
 
-use crate::support::{KubeletVolume, Messages, key_text};
+use crate::support::{Events, KubeletVolume, key_text};
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -271,13 +271,14 @@ fn watcher_threads() -> usize {
 }
 
 async fn limit() -> String {
-    let warnings = Messages::default();
-    let _on_this_thread = tracing::dispatcher::set_default(&tracing::Dispatch::new(warnings.clone()));
+    let events = Events::default();
+    let _on_this_thread = tracing::dispatcher::set_default(&events.dispatch());
     let (_directory, path) = directory_with(1);
     let store = store(FileSource::new(&path).poll_every(Duration::from_millis(20))).await;
     for n in 2..=6 {
         rename_over(&path, n);
         assert_seen(&store, n).await;
     }
-    format!("followed 5 rotations; {:?}", warnings.take())
+    let warnings: Vec<_> = events.take().into_iter().map(|event| event.message).collect();
+    format!("followed 5 rotations; {warnings:?}")
 }

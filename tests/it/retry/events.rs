@@ -1,25 +1,16 @@
 //! What an operator sees: events with closed fields, and counters with closed labels.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Debug,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::response::IntoResponse as _;
 use http::Method;
 use http_body_util::BodyExt as _;
 use tower::{ServiceExt as _, retry::budget::TpsBudget};
 use tower_fal::{FalAuthError, retry::Transient};
-use tracing::{
-    Event, Level, Subscriber,
-    field::{Field, Visit},
-    span,
-};
+use tracing::Level;
 
 use super::{ADMITTED, Answer, Client, ELSEWHERE, PROMPT, World, answer, customers_post, locked, post, request};
-use crate::support::Recorded;
+use crate::support::{Entry, Events, Metrics};
 
 /// One story in which everything happens that is worth an event, each in a world of its own.
 async fn story() {
@@ -85,21 +76,19 @@ fn tell(story: impl Future<Output = ()>) {
 
 #[test]
 fn every_refusal_and_replay_is_an_event_with_closed_fields() {
-    let told = Told::default();
-    let dispatch = tracing::Dispatch::new(told.clone());
-    // See `leak.rs`: with one subscriber alone, another test's thread may switch an event off for all.
-    let _so_that_there_are_two = tracing::Dispatch::new(told.clone());
+    let told = Events::default();
+    let dispatch = told.dispatch();
     tracing::dispatcher::with_default(&dispatch, || tell(story()));
-    let events = told.events.lock().unwrap().clone();
+    let events = told.take_ours();
     let about = |message: &str| events.iter().filter(|event| event.message == message).cloned().collect::<Vec<_>>();
 
     let refusals = about("fal refused a request");
     let fields = ["action", "key_id", "reason", "refusals", "source", "status"];
     for event in &refusals {
-        assert_eq!(event.level, Level::WARN);
+        assert_eq!(event.level(), Level::WARN);
         assert_eq!(event.fields.keys().map(String::as_str).collect::<Vec<_>>(), fields, "{event:?}");
     }
-    let of = |event: &OneEvent, name: &str| event.fields[name].clone();
+    let of = |event: &Entry, name: &str| event.fields[name].clone();
     let short = refusals.iter().map(|event| {
         let [status, reason, action, key_id] = ["status", "reason", "action", "key_id"].map(|name| of(event, name));
         format!("{status} {reason} {action} {key_id}")
@@ -123,11 +112,11 @@ fn every_refusal_and_replay_is_an_event_with_closed_fields() {
     assert_eq!(of(&refusals[8], "source"), "request");
 
     let replays = about("a request was replayed with another fal credential");
-    assert!(replays.iter().all(|event| event.level == Level::DEBUG && event.fields.len() == 1));
+    assert!(replays.iter().all(|event| event.level() == Level::DEBUG && event.fields.len() == 1));
     let results: Vec<_> = replays.iter().map(|event| of(event, "result")).collect();
     assert_eq!(results, ["accepted", "refused", "accepted"]);
     let not_ours = about("a request was refused that carried no credential of the store: was its origin admitted?");
-    assert!(not_ours.iter().all(|event| event.level == Level::DEBUG && event.fields.len() == 1));
+    assert!(not_ours.iter().all(|event| event.level() == Level::DEBUG && event.fields.len() == 1));
     assert_eq!(not_ours.iter().map(|event| of(event, "status")).collect::<Vec<_>>(), ["401"]);
     let memory = about("the memory for replays is used up; a request cannot be replayed");
     assert_eq!(memory.iter().map(|event| of(event, "limit")).collect::<Vec<_>>(), ["1"]);
@@ -140,8 +129,8 @@ fn every_refusal_and_replay_is_an_event_with_closed_fields() {
 
 #[test]
 fn every_refusal_and_replay_is_counted_under_closed_labels() {
-    let counted = Recorded::default();
-    metrics::with_local_recorder(&counted, || tell(story()));
+    let counted = Metrics::new();
+    metrics::with_local_recorder(counted.recorder(), || tell(story()));
     let counters = counted.counters();
     let wanted = [
         ("tower_fal_refusals_total action=replayed reason=unknown_credential status=401 store=default", 2),
@@ -167,9 +156,8 @@ fn every_refusal_and_replay_is_counted_under_closed_labels() {
 
 #[test]
 fn an_outage_does_not_fill_the_log_with_what_our_own_callers_are_told() {
-    let told = Told::default();
-    let dispatch = tracing::Dispatch::new(told.clone());
-    let _so_that_there_are_two = tracing::Dispatch::new(told.clone());
+    let told = Events::default();
+    let dispatch = told.dispatch();
     tracing::dispatcher::with_default(&dispatch, || {
         tell(async {
             for _ in 0..1000 {
@@ -179,30 +167,29 @@ fn an_outage_does_not_fill_the_log_with_what_our_own_callers_are_told() {
             }
         });
     });
-    let events = told.events.lock().unwrap();
-    let (warnings, others): (Vec<_>, Vec<_>) = events.iter().partition(|event| event.level == Level::WARN);
+    let events = told.take_ours();
+    let (warnings, others): (Vec<_>, Vec<_>) = events.iter().partition(|event| event.level() == Level::WARN);
     let numbers: Vec<_> = warnings.iter().map(|event| event.fields["answers"].as_str()).collect();
     assert_eq!(numbers, ["1", "2", "4", "8", "16", "32", "64", "128", "256", "512"]);
-    assert!(others.len() == 990 && others.iter().all(|event| event.level == Level::DEBUG));
+    assert!(others.len() == 990 && others.iter().all(|event| event.level() == Level::DEBUG));
     assert!(events.iter().all(|event| event.fields["reason"] == "body_too_long" && event.fields.contains_key("error")));
 }
 
 #[test]
 fn an_outage_does_not_fill_the_log_and_every_refusal_is_counted() {
-    let (told, counted) = (Told::default(), Recorded::default());
-    let dispatch = tracing::Dispatch::new(told.clone());
-    let _so_that_there_are_two = tracing::Dispatch::new(told.clone());
+    let (told, counted) = (Events::default(), Metrics::new());
+    let dispatch = told.dispatch();
     // The numbers of the refusals that are warnings and of those that are not, since the last time.
     let heard = || {
-        let events = std::mem::take(&mut *told.events.lock().unwrap());
+        let events = told.take_ours();
         let refusals = events.into_iter().filter(|event| event.message == "fal refused a request");
-        let (warnings, others): (Vec<_>, Vec<_>) = refusals.partition(|event| event.level == Level::WARN);
-        assert!(others.iter().all(|event| event.level == Level::DEBUG));
+        let (warnings, others): (Vec<_>, Vec<_>) = refusals.partition(|event| event.level() == Level::WARN);
+        assert!(others.iter().all(|event| event.level() == Level::DEBUG));
         let numbers = warnings.iter().map(|event| event.fields["refusals"].parse::<u64>().unwrap());
         (numbers.collect::<Vec<_>>(), others.len())
     };
     tracing::dispatcher::with_default(&dispatch, || {
-        metrics::with_local_recorder(&counted, || {
+        metrics::with_local_recorder(counted.recorder(), || {
             tell(async {
                 let world = World::new().await;
                 let client = world.client_by(&world.retry().overlap(Duration::ZERO));
@@ -266,72 +253,19 @@ fn an_outage_does_not_fill_the_log_and_every_refusal_is_counted() {
 
 #[test]
 fn a_request_that_succeeds_is_no_event_and_no_count() {
-    let (told, counted) = (Told::default(), Recorded::default());
-    let dispatch = tracing::Dispatch::new(told.clone());
-    let _so_that_there_are_two = tracing::Dispatch::new(told.clone());
+    let (told, counted) = (Events::default(), Metrics::new());
+    let dispatch = told.dispatch();
     tracing::dispatcher::with_default(&dispatch, || {
-        metrics::with_local_recorder(&counted, || {
+        metrics::with_local_recorder(counted.recorder(), || {
             tell(async {
                 let world = World::new().await;
                 for _ in 0..100 {
                     super::accepted(world.client().oneshot(post()).await);
                 }
                 // The first one proved that fal accepts the key.
-                assert_eq!(told.events.lock().unwrap().len(), 1);
-                told.events.lock().unwrap().clear();
+                assert_eq!(told.take_ours().len(), 1);
             });
         });
     });
-    assert_eq!((told.events.lock().unwrap().len(), counted.counters()), (0, BTreeMap::new()));
-}
-
-#[derive(Clone, Debug)]
-struct OneEvent {
-    level: Level,
-    message: String,
-    fields: BTreeMap<String, String>,
-}
-
-/// Collects the crate's own events.
-#[derive(Clone, Default)]
-struct Told {
-    events: Arc<Mutex<Vec<OneEvent>>>,
-}
-
-impl Subscriber for Told {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target().starts_with("tower_fal")
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        let message = fields.0.remove("message").unwrap_or_default();
-        self.events.lock().unwrap().push(OneEvent { level: *event.metadata().level(), message, fields: fields.0 });
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
-}
-
-#[derive(Default)]
-struct Fields(BTreeMap<String, String>);
-
-impl Visit for Fields {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.0.insert(field.name().to_owned(), value.to_owned());
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.0.insert(field.name().to_owned(), format!("{value:?}"));
-    }
+    assert_eq!((told.take_ours().len(), counted.counters()), (0, BTreeMap::new()));
 }
