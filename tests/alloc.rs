@@ -286,8 +286,9 @@ fn authorizing_a_handshake_allocates_nothing() {
     assert_eq!(handshake.headers()[AUTHORIZATION], "Key house-id:house-secret");
 }
 
+/// Two are for the headers. One more is for the body, if there is one.
 #[test]
-fn being_able_to_replay_costs_two_allocations_for_the_headers_and_one_if_there_is_a_body() {
+fn a_replay_kept_ready_costs_two_or_three_allocations() {
     let answer = |request: Request<ReplayBody<Full<Bytes>>>| {
         drop(request);
         ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())))

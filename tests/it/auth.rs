@@ -108,7 +108,7 @@ async fn an_existing_authorization_stays_when_asked_for() {
 }
 
 #[tokio::test]
-async fn an_existing_authorization_that_is_kept_beats_the_requests_own_credential() {
+async fn a_kept_authorization_beats_the_requests_own_credential() {
     let mut request = customers_request(ADMITTED);
     request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Basic callers"));
     let layer = FalAuthLayer::new(house()).keep_existing(true);
@@ -253,7 +253,7 @@ async fn a_layer_that_is_bound_to_an_origin_takes_uris_that_name_none() {
 }
 
 #[test]
-fn authorize_puts_the_credential_on_a_handshake_by_the_same_rules() {
+fn authorize_treats_a_handshake_by_the_same_rules() {
     let (store, layer, own_only) = (house(), FalAuthLayer::new(house()), FalAuthLayer::per_request());
     let mut handshake = request("wss://ws.fal.run/fal-ai/flux/dev");
     assert!(store.authorize(&mut handshake));
@@ -351,8 +351,9 @@ async fn of_nested_layers_the_inner_ones_stamp_survives() {
     assert_eq!(response.extensions().get::<Stamp>().unwrap().key_id().unwrap().as_str(), "inner-id");
 }
 
+/// The store rotates while the request is under way.
 #[tokio::test]
-async fn the_stamp_names_what_was_sent_even_if_the_store_rotated_meanwhile() {
+async fn the_stamp_names_what_was_sent_before_a_rotation() {
     let (answer, held) = oneshot::channel::<StatusCode>();
     let mut held = Some(held);
     let store = house();
@@ -517,14 +518,14 @@ async fn an_inbound_request_whose_host_is_fals_gets_no_header() {
 
 /// A router is not the layer's place: here the *caller* names the origin, and hyper takes its word for the URI.
 #[tokio::test]
-async fn an_inbound_request_in_absolute_form_is_taken_for_an_outgoing_one() {
+async fn an_inbound_absolute_uri_is_taken_for_an_outgoing_one() {
     assert_eq!(seen_over_http1("https://fal.run/x").await, format!("https://fal.run/x Some({OURS:?})"));
     assert_eq!(seen_over_http1("http://fal.run/x").await, "http://fal.run/x None");
 }
 
 /// Over HTTP/2 every request names an origin, so there this is the rule and no curiosity.
 #[tokio::test]
-async fn an_inbound_http2_request_whose_authority_is_fals_is_taken_for_an_outgoing_one() {
+async fn an_inbound_http2_request_to_fal_is_taken_for_outgoing() {
     assert_eq!(seen_over_http2("https://fal.run/x").await, format!("https://fal.run/x Some({OURS:?})"));
     assert_eq!(seen_over_http2("https://example.com/x").await, "https://example.com/x None");
 }

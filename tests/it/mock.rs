@@ -31,8 +31,9 @@ fn request(method: Method, uri: Uri) -> Request<Full<Bytes>> {
     Request::builder().method(method).uri(uri).body(Full::from("{}")).unwrap()
 }
 
+/// A newer key is there, and the request is not replayed with it.
 #[tokio::test]
-async fn a_refusal_by_the_application_is_not_replayed() {
+async fn an_applications_own_401_or_403_is_billed_once() {
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(1));
     fal.accept(&key(2));
@@ -65,7 +66,7 @@ async fn a_refusal_by_fal_is_replayed_and_billed_once() {
 }
 
 #[tokio::test]
-async fn an_upload_has_no_key_if_only_the_rest_origin_may_have_it() {
+async fn an_upload_elsewhere_than_the_rest_origin_has_no_key() {
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(1));
     let client = client(&CredentialStore::fixed(key(1)), FalOrigins::new().and(&fal.rest_origin()).unwrap());

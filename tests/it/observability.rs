@@ -56,7 +56,7 @@ async fn named(name: &'static str, source: &Script) -> CredentialStore {
 // Metrics
 
 #[test]
-fn the_key_that_a_store_holds_is_one_series_and_the_old_one_is_0() {
+fn the_key_of_a_store_is_1_and_the_old_keys_are_0() {
     let recorded = Metrics::new();
     metrics::with_local_recorder(recorded.recorder(), || {
         let runtime = runtime();
@@ -163,7 +163,7 @@ fn a_store_that_never_reloads_is_shown_when_it_is_made() {
 }
 
 #[test]
-fn stores_of_one_name_show_a_key_as_long_as_any_of_them_holds_it() {
+fn stores_of_one_name_show_a_key_that_any_of_them_holds() {
     let recorded = Metrics::new();
     metrics::with_local_recorder(recorded.recorder(), || {
         runtime().block_on(async {
@@ -315,8 +315,9 @@ async fn what_fal_refuses_is_degraded_and_still_ready() {
     assert_eq!(json(&status), body(&status, true, r#""account_locked""#, 2, "null", 0));
 }
 
+/// The credential is the one that the request brought along.
 #[tokio::test(start_paused = true)]
-async fn a_refusal_of_a_request_s_own_credential_is_none_of_the_store_s() {
+async fn a_refused_own_credential_is_no_refusal_of_the_store() {
     let store = CredentialStore::fixed(key(1));
     let fal = Fal::default();
     let client = FalRetryLayer::new(store.clone()).layer(FalAuthLayer::new(store.clone()).layer(fal));
@@ -327,7 +328,7 @@ async fn a_refusal_of_a_request_s_own_credential_is_none_of_the_store_s() {
 }
 
 #[test]
-fn a_token_that_has_expired_is_all_that_keeps_a_store_from_being_ready() {
+fn only_an_expired_token_keeps_a_store_from_being_ready() {
     let store = CredentialStore::fixed(bearer_until(1_000_000_000));
     let status = store.status();
     assert!(!status.is_ready());

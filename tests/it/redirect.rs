@@ -104,13 +104,15 @@ async fn a_redirect_that_falls_back_to_http_carries_no_credential() {
     are(&walk_as_house(&["https://fal.run/a", "http://fal.run:443/a"]).await, &[OURS, None]);
 }
 
+/// The credential is put on at fal, and not before.
 #[tokio::test]
-async fn a_redirect_from_another_host_to_fal_gets_the_credential_at_fal() {
+async fn a_redirect_from_another_host_to_fal_is_authenticated() {
     are(&walk_as_house(&["https://example.com/a", "https://fal.run/b"]).await, &[None, OURS]);
 }
 
+/// It does not widen where the credential goes.
 #[tokio::test]
-async fn a_policy_that_strips_nothing_does_not_widen_where_the_credential_goes() {
+async fn a_redirect_policy_that_strips_nothing_leaks_nothing() {
     let lax = FilterCredentials::new().block_none().keep_all_extensions();
     let hops = &["https://fal.run/a", "https://example.com/b", "http://fal.run/c", "https://queue.fal.run/d"];
     are(&walk(house(), lax.clone(), None, hops).await, &[OURS, None, None, OURS]);
@@ -126,16 +128,18 @@ async fn an_own_credential_that_the_redirect_policy_allows_is_kept() {
     }
 }
 
+/// With the standard policy of the redirecting layer.
 #[tokio::test]
-async fn an_own_credential_survives_a_redirect_within_its_origin_under_the_standard_policy() {
+async fn an_own_credential_survives_a_redirect_within_its_origin() {
     let hops = &["https://fal.run/a", "https://fal.run/b"];
     for layer in [house(), FalAuthLayer::per_request()] {
         are(&walk(layer, Standard::default(), Some(customer()), hops).await, &[CUSTOMERS, CUSTOMERS]);
     }
 }
 
+/// A redirect to another origin drops it.
 #[tokio::test]
-async fn per_request_never_replaces_an_own_credential_that_a_redirect_dropped() {
+async fn per_request_never_replaces_a_dropped_own_credential() {
     let hops = &["https://fal.run/a", "https://queue.fal.run/b", "https://fal.run/c"];
     let seen = walk(FalAuthLayer::per_request(), Standard::default(), Some(customer()), hops).await;
     are(&seen, &[CUSTOMERS, None, None]);
@@ -143,7 +147,7 @@ async fn per_request_never_replaces_an_own_credential_that_a_redirect_dropped() 
 
 /// Why `per_request` is there: a layer with a store cannot know that the request had a credential of its own.
 #[tokio::test]
-async fn with_a_store_the_houses_key_takes_the_place_of_an_own_credential_that_a_redirect_dropped() {
+async fn with_a_store_its_key_replaces_a_dropped_own_credential() {
     let hops = &["https://fal.run/a", "https://queue.fal.run/b"];
     let seen = walk(house(), Standard::default(), Some(customer()), hops).await;
     are(&seen, &[CUSTOMERS, OURS]);

@@ -341,7 +341,7 @@ fn bodies() -> Vec<(&'static str, fn() -> AnyBody)> {
 }
 
 #[tokio::test]
-async fn what_is_sent_again_is_the_plain_upload_bytes_trailers_and_framing() {
+async fn a_replay_has_the_bytes_trailers_and_framing_of_the_upload() {
     for protocol in PROTOCOLS {
         for (name, body) in bodies() {
             let store = revoked();
@@ -385,8 +385,9 @@ async fn trailers_and_framing_are_there_to_be_lost() {
     }
 }
 
+/// The peer reads on while the second attempt is sent.
 #[tokio::test]
-async fn a_refusal_in_mid_upload_is_followed_by_the_whole_body_while_the_peer_reads_on() {
+async fn a_refusal_during_an_upload_is_followed_by_the_whole_body() {
     for protocol in PROTOCOLS {
         for length in [None, Some(11)] {
             let store = revoked();
@@ -415,8 +416,9 @@ async fn a_refusal_in_mid_upload_is_followed_by_the_whole_body_while_the_peer_re
     }
 }
 
+/// The body is dropped.
 #[tokio::test]
-async fn a_typed_refusal_in_mid_upload_ends_the_upload_with_an_error_and_drops_the_body() {
+async fn a_typed_refusal_during_an_upload_ends_it_with_an_error() {
     for protocol in PROTOCOLS {
         let peer = Peer::start(When::AfterTheFirstFrame, None).await;
         let (fal, memory) = fal(protocol, &revoked(), as_it_is);
@@ -435,8 +437,9 @@ async fn a_typed_refusal_in_mid_upload_ends_the_upload_with_an_error_and_drops_t
     }
 }
 
+/// The answer is no refusal. The memory for a replay is freed.
 #[tokio::test]
-async fn an_early_answer_that_is_no_refusal_lets_the_upload_go_on_and_frees_the_memory() {
+async fn an_early_answer_lets_the_upload_go_on() {
     for protocol in PROTOCOLS {
         let peer = Peer::start(When::AfterTheFirstFrame, None).await;
         // Not stamped, as it is not sent to an origin that was admitted: a 401 like any other answer.
@@ -492,8 +495,9 @@ fn http1_401() -> String {
     format!("HTTP/1.1 401 Unauthorized\r\ncontent-length: {}\r\n\r\n{UNKNOWN_KEY}", UNKNOWN_KEY.len())
 }
 
+/// The next one is whole.
 #[tokio::test]
-async fn on_the_wire_the_upload_that_is_over_is_cut_off_and_the_next_one_whole() {
+async fn on_the_wire_a_superseded_upload_is_cut_off() {
     for (length, whole) in [(None, "6\r\nhello \r\n5\r\nworld\r\n0\r\n\r\n"), (Some(11), "hello world")] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -527,8 +531,9 @@ fn contains(text: &[u8], part: &str) -> bool {
     text.windows(part.len()).any(|window| window == part.as_bytes())
 }
 
+/// It answers first. The request does not hang.
 #[tokio::test]
-async fn a_peer_that_answers_and_closes_with_the_upload_unread_is_one_attempt_and_no_hang() {
+async fn a_peer_that_closes_with_the_upload_unread_is_one_attempt() {
     // Whether we see the answer or only that we cannot write any more is the kernel's to say.
     for _ in 0..20 {
         for long in [false, true] {
@@ -566,8 +571,9 @@ async fn a_peer_that_answers_and_closes_with_the_upload_unread_is_one_attempt_an
     }
 }
 
+/// The refusal says that it was not replayable.
 #[tokio::test]
-async fn a_body_that_is_too_long_is_one_attempt_and_the_refusal_says_so() {
+async fn a_body_over_its_limit_is_one_attempt() {
     let limit = |layer: FalRetryLayer| layer.max_body(10);
     for protocol in PROTOCOLS {
         let bodies: [(usize, AnyBody); 5] = [
@@ -594,8 +600,9 @@ async fn a_body_that_is_too_long_is_one_attempt_and_the_refusal_says_so() {
     }
 }
 
+/// It is counted.
 #[tokio::test]
-async fn a_body_for_which_there_is_no_memory_is_one_attempt_and_is_counted() {
+async fn a_body_without_memory_for_it_is_one_attempt() {
     let limit = |layer: FalRetryLayer| layer.replay_memory(10);
     for protocol in PROTOCOLS {
         let store = revoked();
@@ -621,8 +628,9 @@ async fn the_connection_of_a_small_refusal_is_used_again() {
     }
 }
 
+/// The replay is sent on another one.
 #[tokio::test]
-async fn the_connection_of_a_long_refusal_is_closed_and_another_one_taken() {
+async fn a_long_refusal_closes_its_connection() {
     let store = revoked();
     let refusal = Bytes::from(vec![b'x'; 32 << 20]);
     let peer = Peer::start_with(When::AfterTheBody, Some(&store), refusal).await;

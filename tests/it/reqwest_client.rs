@@ -133,8 +133,9 @@ fn refusal(error: &reqwest_middleware::Error) -> Refusal {
     FalAuthError::find(error).and_then(FalAuthError::refusal).unwrap_or_else(|| panic!("no refusal: {error:?}")).clone()
 }
 
+/// Wherever the redirect leads.
 #[tokio::test]
-async fn a_credential_does_not_leave_with_a_redirect_wherever_that_leads_on_to() {
+async fn a_credential_never_leaves_with_a_redirect() {
     let routes = Router::new().route("/", any(async || Redirect::temporary("/on"))).route("/on", any(refuse));
     let elsewhere = Server::start(routes).await;
     let to = elsewhere.url("/");
@@ -207,8 +208,9 @@ async fn what_another_origin_answers_reloads_nothing() {
     assert_eq!(world.reloads(), 0);
 }
 
+/// A 401 of its target is a refusal.
 #[tokio::test]
-async fn a_redirect_on_the_same_host_takes_the_credential_along_and_its_401_counts() {
+async fn a_redirect_on_the_same_host_keeps_the_credential() {
     let routes = Router::new()
         .route("/", any(async || Redirect::temporary("/fine")))
         .route("/fine", any(async || "fine"))
@@ -233,7 +235,7 @@ async fn a_redirect_on_the_same_host_takes_the_credential_along_and_its_401_coun
 }
 
 #[tokio::test]
-async fn a_body_in_memory_is_sent_again_and_one_that_streams_is_one_attempt() {
+async fn a_body_in_memory_is_replayed_and_a_stream_is_not() {
     let fal = MockFal::start().await.unwrap();
     let world = World::new().await;
     let plugin = world.plugin();
@@ -310,8 +312,9 @@ async fn a_request_brings_its_own_credential_in_its_extensions() {
     assert_eq!(tenants.execute(request.try_into().unwrap()).await.unwrap().status(), StatusCode::UNAUTHORIZED);
 }
 
+/// It is a replay with the previous key.
 #[tokio::test]
-async fn a_replay_with_the_key_before_leaves_nothing_in_the_extensions() {
+async fn a_replay_leaves_nothing_in_the_extensions() {
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(1));
     let world = World::new().await;
@@ -357,8 +360,9 @@ fn patient() -> Transient {
     Transient::default().attempts(3).first_delay(Duration::ZERO)
 }
 
+/// The error stays reqwest's own.
 #[tokio::test]
-async fn a_connection_that_failed_is_tried_again_even_for_a_post_and_its_error_stays_reqwests() {
+async fn a_failed_connection_is_retried_even_for_a_post() {
     let world = World::new().await;
     let count = Count::default();
     let plugin = ClientBuilder::new(client())
@@ -390,7 +394,7 @@ async fn a_connection_that_failed_is_tried_again_even_for_a_post_and_its_error_s
 }
 
 #[tokio::test]
-async fn what_a_middleware_error_holds_is_looked_at_and_a_refusal_in_it_is_final() {
+async fn a_refusal_inside_a_middleware_error_is_found_and_final() {
     let world = World::new().await;
     let retry = || FalRetryLayer::new(world.store.clone()).reload_wait(Duration::ZERO);
     let count = Count::default();
@@ -495,8 +499,9 @@ fn a_replay_is_counted_with_its_result() {
     assert_eq!(replays, [1, 1]);
 }
 
+/// The address of the peer comes back.
 #[tokio::test]
-async fn bodies_stream_both_ways_with_their_size_and_the_address_comes_back() {
+async fn bodies_stream_both_ways_and_keep_their_size() {
     let echo = async |request: ServerRequest| {
         let framing = |name| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
         let framing = format!("{:?} {:?}", framing(CONTENT_LENGTH), framing(TRANSFER_ENCODING));

@@ -121,10 +121,11 @@ fn the_environment_of_a_process_does_not() {
     assert_eq!(ids, ["id-1, then id-1", "id-2, then id-2"]);
 }
 
+/// Both are mounts of a Secret volume.
 #[test]
 #[ignore = "needs mount namespaces"]
-fn a_sub_path_mount_of_a_secret_volume_does_not_and_one_of_the_directory_does() {
-    in_mount_namespace("a_sub_path_mount_of_a_secret_volume_does_not_and_one_of_the_directory_does", async || {
+fn a_sub_path_mount_does_not_and_a_directory_mount_does() {
+    in_mount_namespace("a_sub_path_mount_does_not_and_a_directory_mount_does", async || {
         let mut volume = KubeletVolume::new(key_text(1));
         let container = Container::new();
         let file = container.file(&volume.path());
@@ -139,10 +140,11 @@ fn a_sub_path_mount_of_a_secret_volume_does_not_and_one_of_the_directory_does() 
     });
 }
 
+/// Such as the secrets of Docker Compose.
 #[test]
 #[ignore = "needs mount namespaces"]
-fn a_bind_mount_of_a_file_as_of_compose_secrets_does_until_something_is_renamed_over_it() {
-    let name = "a_bind_mount_of_a_file_as_of_compose_secrets_does_until_something_is_renamed_over_it";
+fn a_bind_mount_of_a_file_does_until_it_is_renamed_over() {
+    let name = "a_bind_mount_of_a_file_does_until_it_is_renamed_over";
     in_mount_namespace(name, async || {
         let host = tempfile::tempdir().unwrap();
         let path = host.path().join("fal_key");

@@ -27,13 +27,15 @@ type FalHttp = FalAuth<Client<HttpConnector, Full<Bytes>>>;
 const STREAMS: usize = 8;
 const ROTATIONS: u64 = 20;
 
+/// Under load: the key is rotated and the old one revoked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_is_rotated_and_revoked_under_load_without_a_failed_request_on_http1() {
+async fn no_request_fails_while_a_key_is_rotated_on_http1() {
     rotate_under_load(Version::HTTP_11).await;
 }
 
+/// Under load: the key is rotated and the old one revoked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_is_rotated_and_revoked_under_load_without_a_failed_request_on_http2() {
+async fn no_request_fails_while_a_key_is_rotated_on_http2() {
     rotate_under_load(Version::HTTP_2).await;
 }
 

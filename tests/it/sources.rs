@@ -123,6 +123,7 @@ async fn a_dotenv_file_is_followed_and_keeps_the_last_good_key() {
     assert!(begin.elapsed() <= ONE_POLL);
 }
 
+/// Until that source is back, or one in front of it has a key.
 #[tokio::test(start_paused = true)]
 async fn a_mounted_file_comes_before_the_environment_once_it_is_there() {
     let directory = tempfile::tempdir().unwrap();
@@ -213,7 +214,7 @@ async fn a_chain_that_may_fall_through_does_so_by_itself() {
 }
 
 #[test]
-fn a_key_in_the_environment_that_shadows_a_file_is_an_event_and_once() {
+fn a_variable_that_shadows_a_file_is_one_event() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("fal_key");
     fs::write(&path, key_text(2)).unwrap();

@@ -225,8 +225,9 @@ async fn failures_back_off_up_to_a_minute() {
     assert_about(&source.gaps(recovered), std::iter::repeat(300.0));
 }
 
+/// The store recovers from each of them.
 #[tokio::test(start_paused = true)]
-async fn after_each_kind_of_failure_the_store_recovers() {
+async fn every_kind_of_failure_keeps_the_last_good_credential() {
     let (store, source) = store(FIVE).await;
     for (n, says, kind) in [
         (2, Says::Nothing, SourceErrorKind::NotFound),
@@ -282,7 +283,7 @@ async fn a_load_that_hangs_ends_at_the_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_poll_interval_that_panics_does_not_end_the_driver() {
+async fn a_panic_in_poll_interval_does_not_end_the_driver() {
     struct Panicky(Script);
 
     impl CredentialSource for Panicky {
@@ -312,8 +313,9 @@ async fn a_poll_interval_that_panics_does_not_end_the_driver() {
 
 // The start
 
+/// The error says what to do.
 #[tokio::test(start_paused = true)]
-async fn without_a_credential_the_build_says_what_to_do() {
+async fn a_store_without_a_credential_fails_at_the_start() {
     for (says, kind, text) in [
         (Says::Nothing, SourceErrorKind::NotFound, "script: has no credential"),
         (
@@ -331,8 +333,9 @@ async fn without_a_credential_the_build_says_what_to_do() {
     }
 }
 
+/// At the start, with the variables to set.
 #[tokio::test]
-async fn an_empty_environment_is_told_which_variables_to_set() {
+async fn an_empty_environment_fails_and_names_the_variables() {
     let error = build_error(EnvSource::all().environment(|_| None)).await;
     assert_eq!(error.kind(), SourceErrorKind::NotFound);
     assert_eq!(error.source_name(), "env:FAL_KEY,FAL_KEY_ID+FAL_KEY_SECRET,FAL_KEY_FILE");
@@ -395,8 +398,9 @@ async fn a_thousand_refused_on_many_threads_cost_one_load() {
     assert_eq!(source.loads(), 2);
 }
 
+/// The load brings the same credential again.
 #[tokio::test(start_paused = true)]
-async fn a_thousand_refusals_in_turn_of_the_same_key_cost_one_load() {
+async fn a_thousand_refusals_in_a_row_cost_one_load() {
     let (store, source) = store(None).await;
     for _ in 0..1000 {
         assert_unchanged(&store.reload_past(store.generation()).await, 1);
@@ -448,8 +452,9 @@ async fn a_rotation_ends_the_cool_down() {
     assert_eq!(source.loads(), loads + 2);
 }
 
+/// The source has a new credential each time it is asked.
 #[tokio::test(start_paused = true)]
-async fn ever_new_credentials_do_not_cost_a_load_for_each_refusal() {
+async fn a_new_credential_each_time_is_not_loaded_per_refusal() {
     let (store, source) = store(None).await;
     for n in 2..2002 {
         source.brings(n);
@@ -601,7 +606,7 @@ async fn the_driver_ends_with_the_last_handle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_an_interval_the_driver_ends_with_the_last_handle() {
+async fn without_an_interval_too_the_driver_ends_with_its_handles() {
     let (store, _source) = store(None).await;
     tasks_left(1).await;
     tokio::task::yield_now().await;

@@ -87,8 +87,9 @@ async fn a_stream_arrives_event_by_event_after_a_refusal_and_a_reload() {
     }
 }
 
+/// There was a refusal and a reload before it.
 #[tokio::test]
-async fn a_stream_that_is_passed_through_arrives_event_by_event_after_a_refusal_and_a_reload() {
+async fn a_stream_arrives_event_by_event_after_a_replay() {
     for http2 in [false, true] {
         let (fal, store) = refused_at_first().await;
         let client = ServiceBuilder::new().layer(layer(&store).passthrough()).service(client(http2));

@@ -477,7 +477,7 @@ async fn refusals_are_no_failures_in_passing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_that_comes_as_an_error_from_within_is_no_failure_in_passing() {
+async fn a_refusal_inside_an_error_is_no_transient_failure() {
     for status in [401, 403] {
         let setup = Setup::new(Transient::default());
         setup.fal.will_answer(answer(status, ""));
@@ -580,8 +580,9 @@ async fn a_connector_that_fails_is_tried_again_whatever_its_error() {
     assert_eq!(connects.load(Ordering::SeqCst), 4);
 }
 
+/// Its connection breaks afterwards.
 #[tokio::test]
-async fn a_post_whose_connection_breaks_after_it_was_sent_is_not_repeated() {
+async fn a_post_that_was_sent_is_not_repeated() {
     let fal = tower_fal::mock::MockFal::start().await.unwrap();
     let store = CredentialStore::fixed(key(1));
     let http = legacy::Client::builder(TokioExecutor::new()).build_http::<ReplayBody<Full<Bytes>>>();

@@ -82,7 +82,7 @@ fn presented(fal: &MockFal) -> Vec<Presented> {
 }
 
 #[tokio::test]
-async fn a_handshake_carries_the_credential_on_both_of_fals_socket_hosts() {
+async fn a_handshake_is_authenticated_on_both_socket_hosts() {
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(1));
     let store = CredentialStore::fixed(key(1));
@@ -121,8 +121,9 @@ async fn a_refused_handshake_is_classified_by_its_status_and_its_body() {
     }
 }
 
+/// The open socket stays open.
 #[tokio::test]
-async fn a_handshake_after_a_rotation_carries_the_new_credential_and_the_open_socket_stays() {
+async fn a_handshake_after_a_rotation_has_the_new_credential() {
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(1));
     fal.accept(&key(2));
@@ -140,8 +141,9 @@ async fn a_handshake_after_a_rotation_carries_the_new_credential_and_the_open_so
     assert_eq!(presented(&fal), [accepted(1), accepted(2)]);
 }
 
+/// They succeed with the credential that it brings.
 #[tokio::test]
-async fn handshakes_that_are_refused_together_cost_one_load_and_succeed_with_what_it_brings() {
+async fn handshakes_refused_together_cost_one_load() {
     const SOCKETS: usize = 8;
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(2));
@@ -166,7 +168,7 @@ async fn handshakes_that_are_refused_together_cost_one_load_and_succeed_with_wha
 }
 
 #[tokio::test]
-async fn a_refused_handshake_is_put_down_to_the_credential_that_was_handed_along() {
+async fn a_refused_handshake_names_the_credential_it_was_sent_with() {
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(2));
     let store = CredentialStore::fixed(key(1));

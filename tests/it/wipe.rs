@@ -35,8 +35,9 @@ fn nothing_is_left_of_a_credential_when_everything_is_dropped() {
     assert_eq!(copies_found_by_child("everything"), 0);
 }
 
+/// Its store lives on.
 #[test]
-fn nothing_is_left_of_a_rotated_credential_while_its_store_lives_on() {
+fn nothing_is_left_of_a_rotated_credential() {
     assert_eq!(copies_found_by_child("rotated"), 0);
 }
 

@@ -53,7 +53,7 @@ async fn those_who_come_while_a_load_is_under_way_share_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_to_wait_is_free_again_when_its_request_has_been_answered_or_dropped() {
+async fn a_waiting_place_is_freed_by_an_answer_and_by_a_drop() {
     let world = World::new().await;
     world.fal.revoke(1);
     let client = world.client_by(&world.retry().max_waiting(1).overlap(AT_ONCE));
@@ -103,8 +103,9 @@ async fn services_of_one_layer_share_the_places_to_wait() {
     assert_took(first.await.unwrap().1, RELOAD_WAIT);
 }
 
+/// The wait brought no newer key. The source is not asked meanwhile.
 #[tokio::test(start_paused = true)]
-async fn after_one_whole_wait_in_vain_later_requests_are_told_at_once_while_the_source_is_left_alone() {
+async fn after_one_full_wait_later_requests_fail_at_once() {
     let world = World::new().await;
     world.fal.revoke(1);
     let client = world.client();
@@ -163,7 +164,7 @@ async fn a_key_that_comes_late_in_the_wait_is_still_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_wait_in_vain_the_error_still_says_why_the_reload_failed() {
+async fn after_a_full_wait_the_error_says_why_the_reload_failed() {
     let world = World::new().await;
     world.fal.revoke(1);
     world.source.says(Says::Error);
@@ -192,8 +193,9 @@ async fn after_a_wait_in_vain_a_load_that_hangs_is_still_waited_for() {
 
 const CROWD: usize = 10_000;
 
+/// They are in flight with a revoked key. The second load brings the new one.
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_in_flight_on_a_revoked_key_cost_one_load_and_one_more_when_the_key_has_come() {
+async fn ten_thousand_refused_requests_cost_two_loads() {
     let world = World::new().await;
     let retry = world.retry().max_waiting(CROWD);
     world.fal.hold();
@@ -229,8 +231,9 @@ async fn ten_thousand_in_flight_on_a_revoked_key_cost_one_load_and_one_more_when
     assert_eq!((retry.replay_memory_used(), retry.replay_memory_refused()), (0, 0));
 }
 
+/// A request that got none of it is sent once.
 #[tokio::test(start_paused = true)]
-async fn the_memory_for_replays_is_bounded_and_whoever_got_none_is_sent_once() {
+async fn the_memory_for_replays_is_bounded() {
     const FIT: usize = 100;
     let world = World::new().await;
     let retry = world.retry().replay_memory(FIT * 1024);
@@ -257,7 +260,7 @@ async fn the_memory_for_replays_is_bounded_and_whoever_got_none_is_sent_once() {
 /// within 30 s there are loads after 0, 0.8, 2.4, 5.6, 12 and 24.8 s at the earliest: six. A fifth more each time
 /// makes it five.
 #[tokio::test(start_paused = true)]
-async fn a_key_that_stays_revoked_costs_no_more_loads_than_the_cool_down_allows_and_no_waiting() {
+async fn a_key_that_stays_revoked_costs_few_loads_and_no_waiting() {
     const SECONDS: u64 = 30;
     let world = World::new().await;
     world.fal.revoke(1);

@@ -154,8 +154,9 @@ fn every_refusal_and_replay_is_counted_under_closed_labels() {
     assert_eq!(counters, wanted.into_iter().map(|(name, count)| (name.to_owned(), count)).collect());
 }
 
+/// The answers are those that our own callers get.
 #[test]
-fn an_outage_does_not_fill_the_log_with_what_our_own_callers_are_told() {
+fn an_outage_does_not_fill_the_log_with_our_own_answers() {
     let told = Events::default();
     let dispatch = told.dispatch();
     tracing::dispatcher::with_default(&dispatch, || {

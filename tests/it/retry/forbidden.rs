@@ -63,8 +63,9 @@ async fn a_403_is_told_at_once_even_if_the_key_has_changed_meanwhile() {
     }
 }
 
+/// A 403 frees it as soon as its head is there. A 401 keeps it while the answer is examined.
 #[tokio::test(start_paused = true)]
-async fn what_is_kept_of_a_body_goes_with_the_head_of_a_403_and_stays_while_a_401_is_looked_at() {
+async fn a_403_frees_the_kept_body_and_a_401_keeps_it() {
     for (status, kept) in [(403, 0), (401, PROMPT.len())] {
         let world = World::new().await;
         let retry = world.retry();

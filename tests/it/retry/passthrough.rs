@@ -83,7 +83,7 @@ async fn three_mebibytes_pass_whole_with_trailers_and_size_hint() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_without_a_length_and_one_of_nothing_keep_their_framing() {
+async fn a_body_without_length_and_an_empty_one_keep_their_framing() {
     let world = World::new().await;
     world.fal.will_answer(answer_with(403, Lazy::new(2, "ab")));
     let body = proxy(&world).oneshot(post()).await.unwrap().into_body();

@@ -77,8 +77,9 @@ async fn a_401_whose_body_never_begins_is_still_worth_another_key() {
     assert_eq!(world.fal.keys(), [1, 2]);
 }
 
+/// Its connection can be used again.
 #[tokio::test(start_paused = true)]
-async fn a_short_body_is_read_to_its_end_so_that_its_connection_is_free() {
+async fn a_short_body_is_read_to_its_end() {
     let world = World::new().await;
     let body = Lazy::new(15, vec![b'a'; 1024]).trailers(HeaderMap::new());
     let read = body.read();

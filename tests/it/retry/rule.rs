@@ -21,8 +21,9 @@ const AT_ONCE: Duration = Duration::ZERO;
 
 // What passes.
 
+/// Whatever its status: the request carried no credential of ours.
 #[tokio::test(start_paused = true)]
-async fn a_response_to_a_request_without_our_credential_passes_untouched_whatever_its_status() {
+async fn a_response_without_our_credential_passes_untouched() {
     for status in (100..600).filter_map(|code| StatusCode::from_u16(code).ok()) {
         let world = World::new().await;
         world.source.brings(2);
@@ -52,8 +53,9 @@ async fn any_status_but_401_and_403_passes_also_with_our_credential() {
 
 // A newer key.
 
+/// Nothing is loaded.
 #[tokio::test(start_paused = true)]
-async fn with_a_newer_key_in_the_store_the_request_is_sent_again_at_once_and_nothing_is_loaded() {
+async fn with_a_newer_key_in_the_store_the_replay_is_immediate() {
     let world = World::new().await;
     world.fal.hold();
     let request = tokio::spawn(world.client().oneshot(post()));
@@ -85,8 +87,9 @@ async fn a_late_401_for_an_old_key_evicts_nothing() {
     assert_eq!(world.fal.keys(), [1, 1, 1, 2, 2, 2]);
 }
 
+/// The newer key of the source is sent.
 #[tokio::test(start_paused = true)]
-async fn with_the_refused_key_in_the_store_the_source_is_asked_and_its_newer_key_sent() {
+async fn with_the_refused_key_in_the_store_the_source_is_asked() {
     let world = World::new().await;
     world.fal.knows_only(2);
     world.source.brings(2);
@@ -97,7 +100,7 @@ async fn with_the_refused_key_in_the_store_the_source_is_asked_and_its_newer_key
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_arrives_at_the_source_while_the_request_waits_is_sent() {
+async fn a_key_that_reaches_the_source_during_the_wait_is_sent() {
     let world = World::new().await;
     world.fal.knows_only(2);
     let request = tokio::spawn(timed(world.client().oneshot(post())));
@@ -110,7 +113,7 @@ async fn a_key_that_arrives_at_the_source_while_the_request_waits_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_is_put_into_the_store_while_the_request_waits_is_sent_at_once() {
+async fn a_key_put_into_the_store_during_the_wait_is_sent_at_once() {
     let world = World::new().await;
     world.fal.knows_only(2);
     let request = tokio::spawn(timed(world.client().oneshot(post())));
@@ -121,8 +124,9 @@ async fn a_key_that_is_put_into_the_store_while_the_request_waits_is_sent_at_onc
     assert_eq!((world.fal.keys(), world.reloads(), took), (vec![1, 2], 1, AT_ONCE));
 }
 
+/// It is sent at once.
 #[tokio::test(start_paused = true)]
-async fn a_key_that_is_put_into_the_store_while_the_load_hangs_is_sent_at_once() {
+async fn a_key_put_into_the_store_while_a_load_hangs_is_sent() {
     let world = World::new().await;
     world.fal.knows_only(2);
     world.source.close();
@@ -174,8 +178,9 @@ async fn any_401_of_fal_is_worth_a_newer_key_that_is_there() {
 
 // Nothing newer.
 
+/// It comes after the whole wait.
 #[tokio::test(start_paused = true)]
-async fn when_nothing_newer_comes_the_error_says_who_was_refused_and_why_after_the_whole_wait() {
+async fn without_a_newer_key_the_error_says_who_was_refused_and_why() {
     let world = World::new().await;
     let mut refused = unknown_key();
     refused.headers_mut().insert("x-fal-request-id", "request-7".parse().unwrap());
@@ -229,7 +234,7 @@ async fn a_reload_that_fails_is_inside_the_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_gets_well_while_the_request_waits_leaves_no_error_behind() {
+async fn a_source_that_recovers_during_the_wait_leaves_no_error() {
     let world = World::new().await;
     world.fal.knows_only(2);
     world.source.says(Says::Error);
@@ -240,8 +245,9 @@ async fn a_source_that_gets_well_while_the_request_waits_leaves_no_error_behind(
     assert!(unauthorized(request.await.unwrap()).reload_error().is_none());
 }
 
+/// The load itself goes on.
 #[tokio::test(start_paused = true)]
-async fn a_load_that_hangs_is_waited_for_no_longer_than_allowed_and_goes_on() {
+async fn a_hanging_load_is_waited_for_as_long_as_allowed() {
     let world = World::new().await;
     world.fal.knows_only(2);
     world.source.brings(2);
@@ -369,8 +375,9 @@ async fn a_request_is_sent_again_at_most_once() {
     assert_eq!((refusal.key_id().unwrap().as_str(), refusal.generation().unwrap().get()), ("id-2", 2));
 }
 
+/// Requests that come later have a use for the answer.
 #[tokio::test(start_paused = true)]
-async fn a_401_to_the_second_attempt_has_the_source_asked_for_those_who_come_after() {
+async fn a_401_to_the_replay_asks_the_source_again() {
     let world = World::new().await;
     world.fal.knows_only(3);
     world.source.brings(2);
@@ -398,7 +405,7 @@ async fn a_403_to_the_second_attempt_is_what_the_caller_gets() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_stores_key_changing_again_and_again_does_not_make_it_more_than_once() {
+async fn one_replay_however_often_the_stores_key_changes() {
     let world = World::new().await;
     world.fal.revoke(1);
     let request = tokio::spawn(world.client().oneshot(post()));

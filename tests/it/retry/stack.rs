@@ -339,8 +339,9 @@ async fn a_fal_client_over_any_service_in_an_axum_state() {
     assert_eq!(call(proxy).await.0, StatusCode::OK, "which the refusal's body is");
 }
 
+/// The origin was not admitted.
 #[tokio::test]
-async fn a_plain_fal_client_takes_no_credential_to_an_origin_that_was_not_admitted() {
+async fn a_fal_client_keeps_its_key_from_other_origins() {
     let fal = MockFal::start().await.unwrap();
     fal.accept(&key(1));
     let client: FalClient = FalClient::plain(&tower_fal::layer(&CredentialStore::fixed(key(1))));

@@ -30,7 +30,7 @@ use crate::support::key;
 const OVERLAP: Duration = Duration::from_secs(30);
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_fal_does_not_know_yet_gives_way_to_the_one_before_it() {
+async fn a_key_unknown_to_fal_gives_way_to_the_previous_one() {
     let world = World::new().await;
     let client = world.client();
     world.rotate(2);
@@ -73,8 +73,9 @@ async fn a_request_with_its_own_key_never_gets_the_houses_one_before() {
     assert_eq!(world.fal.keys(), [9]);
 }
 
+/// The previous key stays available to everybody.
 #[tokio::test(start_paused = true)]
-async fn a_401_that_does_not_doubt_the_key_takes_the_way_back_from_nobody() {
+async fn a_401_that_does_not_doubt_the_key_keeps_the_way_back() {
     for during in [false, true] {
         let world = World::new().await;
         let client = world.client();
@@ -106,8 +107,9 @@ async fn the_key_before_is_forgotten_after_the_overlap() {
     }
 }
 
+/// Other layers of the same store cannot make it do so.
 #[tokio::test(start_paused = true)]
-async fn of_a_stores_layers_the_longest_overlap_counts() {
+async fn no_layer_looks_further_back_than_it_may() {
     let world = World::new().await;
     let short = world.client_by(&world.retry().overlap(Duration::from_secs(5)));
     let _long = world.client_by(&world.retry().overlap(Duration::from_secs(300)));
@@ -160,7 +162,7 @@ async fn a_key_before_that_was_refused_itself_is_no_way_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_before_that_is_refused_when_it_is_tried_is_not_tried_again() {
+async fn a_previous_key_that_is_refused_is_not_tried_again() {
     let world = World::new().await;
     let client = world.client();
     world.rotate(2);
@@ -177,8 +179,9 @@ async fn a_key_before_that_is_refused_when_it_is_tried_is_not_tried_again() {
     assert_eq!(world.fal.keys(), [2, 1, 2, 1]);
 }
 
+/// It is sent when it comes.
 #[tokio::test(start_paused = true)]
-async fn when_the_key_before_is_refused_as_well_a_newer_one_is_waited_for_and_sent() {
+async fn when_both_keys_are_refused_a_newer_one_is_waited_for() {
     let world = World::new().await;
     let client = world.client();
     world.rotate(2);
@@ -209,8 +212,9 @@ async fn there_is_no_fourth_attempt() {
     assert_eq!(world.fal.keys(), [2, 1, 3]);
 }
 
+/// Any other than fal's own 401.
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_no_401_of_fals_is_about_the_key_that_it_was_given_to() {
+async fn any_other_answer_is_about_the_key_it_was_given_to() {
     let by_the_app = || {
         let mut answer = answer(401, "not in my app");
         answer.headers_mut().insert("x-fal-served-from", "runner".parse().unwrap());
@@ -245,8 +249,9 @@ async fn a_late_401_for_the_key_before_rules_it_out() {
     assert_eq!(world.fal.keys(), [1, 2, 2]);
 }
 
+/// The next one is early as well.
 #[tokio::test(start_paused = true)]
-async fn a_key_that_was_early_once_is_a_way_back_when_its_own_successor_is_early() {
+async fn a_key_that_was_early_is_the_way_back_for_the_next_one() {
     let world = World::new().await;
     let client = world.client();
     for n in 2..=5 {
@@ -288,23 +293,27 @@ enum First {
     AtFal,
 }
 
+/// Under load: the new key is here before fal knows it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_load_with_the_new_key_first_here_no_request_fails_on_http1() {
+async fn no_request_fails_when_the_new_key_is_early_on_http1() {
     rotate_under_load(First::Here, false).await;
 }
 
+/// Under load: the new key is here before fal knows it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_load_with_the_new_key_first_here_no_request_fails_on_http2() {
+async fn no_request_fails_when_the_new_key_is_early_on_http2() {
     rotate_under_load(First::Here, true).await;
 }
 
+/// Under load: the old key is revoked before the new one is here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_load_with_the_old_key_revoked_before_the_new_one_is_here_no_request_fails_on_http1() {
+async fn no_request_fails_when_the_new_key_is_late_on_http1() {
     rotate_under_load(First::AtFal, false).await;
 }
 
+/// Under load: the old key is revoked before the new one is here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_load_with_the_old_key_revoked_before_the_new_one_is_here_no_request_fails_on_http2() {
+async fn no_request_fails_when_the_new_key_is_late_on_http2() {
     rotate_under_load(First::AtFal, true).await;
 }
 
