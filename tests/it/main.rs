@@ -25,6 +25,8 @@ mod mock;
 mod mock_process;
 mod observability;
 #[cfg(unix)]
+mod prometheus;
+#[cfg(unix)]
 mod python;
 mod redirect;
 mod replay;
