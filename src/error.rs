@@ -40,7 +40,7 @@
 //! A store that cannot load a credential has a [`SourceError`], or a [`ReloadError`] when a reload was asked for.
 //! [`classify`] is what reads an answer of fal's; it can be used on its own.
 
-use std::error::Error;
+use std::{error::Error, iter};
 
 #[cfg(doc)]
 use crate::Credential;
@@ -72,7 +72,7 @@ pub(crate) use self::{
 /// A boxed error of any kind, as everywhere in Tower.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// An error and its causes in one line: `a: b: c`.
+/// An error and its causes in one line: `a: b: c`. A cause with the same text as the error that it caused is left out.
 ///
 /// ```
 /// # use tower_fal::error::{report, SourceError};
@@ -80,14 +80,9 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// assert_eq!(report(&error), "vault: could not load a credential: connection refused");
 /// ```
 pub fn report(error: &(dyn Error + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    line
+    let mut texts: Vec<_> = iter::successors(Some(error), |&error| error.source()).map(ToString::to_string).collect();
+    texts.dedup();
+    texts.join(": ")
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub enum FalAuthError {
 impl FalAuthError {
     /// Finds this error in another one: in a [`BoxError`], behind any number of wrappers whose `source()` leads here,
     /// in an `anyhow::Error` (pass `error.as_ref()`), and with the `reqwest-middleware` feature in a
-    /// `reqwest_middleware::Error`.
+    /// `reqwest_middleware::Error`, also in one that went through reqwest-retry.
     ///
     /// It cannot be found in a wrapper of yours that is `#[error(transparent)]`: the `source()` of such a wrapper is the
     /// cause of the error inside, not that error. Give the variant a text of its own.

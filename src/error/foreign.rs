@@ -24,6 +24,13 @@ fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stati
     wrapped.map(|error| error as &(dyn Error + 'static)).or_else(|| error.source())
 }
 
+/// An error inside `reqwest_middleware::Error`, which is transparent: its `source()` is that of the error inside. So are
+/// the wrappers of reqwest-retry. As the `source()` of this one is the error itself, that can still be found.
+#[cfg(feature = "reqwest-middleware")]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Findable<E: Error + 'static>(#[source] pub(crate) E);
+
 /// Whether an error says that there was no connection: refused or unreachable. With the `client` feature hyper-util's
 /// client is asked, and with `reqwest` reqwest's; what such a client says is final.
 ///

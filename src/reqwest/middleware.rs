@@ -8,7 +8,7 @@ use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware,
 use super::service::{crossed_origin, same_origin, with_url};
 use crate::{
     auth::{Authorizer, FalAuthLayer, is_refusal},
-    error::{FalAuthError, Refusal},
+    error::{FalAuthError, Refusal, foreign::Findable},
     layer::FalLayer,
     origin::{FalOrigins, OriginPolicy},
     retry::{Attempts, Ended, FalRetryLayer, Mode, Next as After, PeekedBody, Sent, Typed, policy::Policy},
@@ -168,7 +168,7 @@ fn sent<'a>(request: &'a Request, extensions: &'a Extensions) -> Sent<'a> {
 
 fn refused<M: Mode>(refusal: Refusal, response: http::Response<PeekedBody<reqwest::Body>>) -> Result<Response, Error> {
     if !M::RETURNS_RESPONSE {
-        return Err(Error::middleware(FalAuthError::from(refusal)));
+        return Err(Error::middleware(Findable(FalAuthError::from(refusal))));
     }
     let mut response = response.map(reqwest::Body::wrap);
     response.extensions_mut().insert(refusal);

@@ -24,11 +24,12 @@ use http::{
 };
 use http_body_util::{BodyExt as _, Channel, Full};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
+use reqwest_retry::{RetryTransientMiddleware, policies::ExponentialBackoff};
 use tokio::net::TcpListener;
 use tower::{Layer as _, ServiceBuilder, ServiceExt as _};
 use tower_fal::{
     FalAuth, FalAuthError, FalAuthLayer, FalLayer, FalRetry, FalRetryLayer,
-    error::{Reason, Refusal},
+    error::{Reason, Refusal, report},
     mock::MockFal,
     origin::FalOrigins,
     reqwest::{FalAuthMiddleware, FalRetryMiddleware, ReqwestService},
@@ -417,6 +418,27 @@ async fn a_refusal_inside_a_middleware_error_is_found_and_final() {
     let error = stacked.get(fal.run_url("/fal-ai/flux").to_string()).send().await.unwrap_err();
     assert_eq!(refusal(&error).reason(), Reason::UnknownCredential);
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
+}
+
+/// reqwest-retry is transparent, and so is the error of reqwest-middleware inside of it.
+#[tokio::test]
+async fn a_refusal_is_found_behind_reqwest_retry() {
+    let server = Server::start(Router::new().route("/", any(refuse))).await;
+    let world = World::new().await;
+    let backoff = ExponentialBackoff::builder().build_with_max_retries(2);
+    let retrying = ClientBuilder::new(client())
+        .with(RetryTransientMiddleware::new_with_policy(backoff))
+        .with(FalRetryMiddleware::from(FalRetryLayer::new(world.store.clone()).reload_wait(Duration::from_millis(50))))
+        .with(FalAuthMiddleware::from(world.auth()))
+        .build();
+    for fal in [retrying, world.plugin()] {
+        let error = fal.get(server.url("/")).send().await.unwrap_err();
+        assert_eq!(refusal(&error).reason(), Reason::UnknownCredential);
+        let sentence = "fal does not know key `id-1` from ";
+        assert!(error.to_string().contains(sentence), "{error}");
+        assert_eq!(report(&error).matches(sentence).count(), 1, "{}", report(&error));
+    }
+    assert_eq!(server.keys(), [Some(1), Some(1)], "a refusal is not retried");
 }
 
 #[tokio::test]
