@@ -28,9 +28,9 @@
 //! `wss` to the same hosts. A service that makes handshakes says so with [`FalOrigins::handshakes`].
 //!
 //! # Redirects
-//! Whoever may redirect a request within the admitted origins chooses where the credential goes among them, and what
-//! is called there: `api.fal.ai`, which makes new keys, is one of fal's API hosts. So under a layer that follows
-//! redirects, admit the hosts that you call and no others: [`FalOrigins::only`].
+//! Under a layer that follows redirects, an answer from one admitted origin can send the request, with the credential, to
+//! another admitted origin, and it chooses what is called there. `api.fal.ai`, which makes new keys, is one of fal's API
+//! hosts. So admit the hosts that you call and no others: [`FalOrigins::only`].
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -345,7 +345,7 @@ impl OriginPolicy for EveryRequest {
 
 /// A text that names no origin which may carry a credential.
 ///
-/// It names the rule, never the text: people paste keys into the wrong place, and passwords into URLs.
+/// The error names the rule and never the text, as the text may hold a key or a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the origin {problem}")]
 pub struct InvalidOrigin {

@@ -16,7 +16,7 @@ const MAX_DETAIL_LEN: usize = 300;
 pub struct Classification {
     /// Why the request was refused.
     pub reason: Reason,
-    /// fal's own words, cleaned: one line of at most 300 characters, without the secret if the answer echoes it.
+    /// fal's own words: one line of at most 300 characters, without the secret if the answer repeats it.
     pub detail: Option<String>,
     /// The error type: of the body (`error_type`, or the Platform API's `error.type`), else of `X-Fal-Error-Type`.
     pub error_type: Option<String>,
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_begins_as_its_replacement_might_end_is_struck_out() {
+    fn a_secret_that_looks_like_its_replacement_is_struck_out() {
         let sent = Credential::key("the-id:]abc").unwrap();
         let read = classify(StatusCode::FORBIDDEN, &HeaderMap::new(), b"]abcabc", Some(&sent));
         assert!(!read.detail.as_ref().unwrap().contains("]abc"), "{read:?}");

@@ -2,7 +2,7 @@
 //! reached, that a body was too long.
 //!
 //! The standard library's and Tokio's errors are always read, those of an HTTP client where its feature is on. This is
-//! the one place that knows them: whoever looks at a chain of errors asks here.
+//! the one place that knows them: code that looks at a chain of errors asks here.
 
 use std::{error::Error, io, iter};
 
