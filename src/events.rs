@@ -83,16 +83,6 @@ pub(crate) fn driver_ended(source: &str) {
     event!(warn, source, "the runtime that reloads the fal credential has ended; it will not be rotated any more");
 }
 
-/// A 401 or 403 was passed on. It answers a request that carried no credential of ours, or it comes from another origin,
-/// to which a redirect led. This event is how to find out that an origin was not admitted.
-pub(crate) fn not_ours(status: StatusCode) {
-    event!(
-        debug,
-        status = status.as_u16(),
-        "a request was refused that carried no credential of the store: was its origin admitted?"
-    );
-}
-
 /// A replayed request has its answer.
 pub(crate) fn replayed(accepted: bool) {
     let result = if accepted { "accepted" } else { "refused" };

@@ -50,31 +50,37 @@
 //! `reqwest::Response::from(response)` has them, and reqwest's ways to read a body as well.
 //!
 //! # Redirects
-//! reqwest follows redirects inside, where no origin policy is asked. So those that lead to another origin are not
-//! followed but handed on, by the client's redirect policy: [`same_origin`]. [`ReqwestService::new`] sets it; **a client
-//! that was built already must have it, or [`Policy::none`](reqwest::redirect::Policy::none)**. By its own policy reqwest takes
-//! `authorization` off when it goes to another origin, but when that one redirects to itself, the header is back: so in
-//! reqwest 0.13.5.
+//! reqwest follows redirects inside of the layers and the middlewares, where no origin policy is asked: an application
+//! behind fal could have a `POST` sent again, with the key and the body, to an application of its choice. fal's API
+//! redirects nothing, so the clients that are built here follow no redirect; the response is handed on. **Build a client
+//! of your own with [`Policy::none`](reqwest::redirect::Policy::none), too.** reqwest's default policy takes
+//! `authorization` off when a redirect leads to another origin, but puts it on again when that one redirects to itself
+//! (reqwest 0.13.5). What another origin answers is passed on untouched: it reloads nothing and proves nothing.
 //!
-//! A request with a body is not redirected by 307 or 308, as its body is gone by then. tower-http's `FollowRedirect`
-//! around these layers follows redirects to other origins, and has the origin policy asked on each hop.
+//! If you need redirects, put tower-http's `FollowRedirect` *around* the layers, so that the origin policy is asked on each
+//! hop, with a policy that follows `GET` and `HEAD` within an origin only.
 //!
 //! # Proxies
 //! reqwest takes the proxies of its environment, and a proxy reads what is sent in plain `http`, the credential
 //! included: with [`loopback_http`](crate::origin::FalOrigins::loopback_http), call
 //! [`no_proxy`](reqwest::ClientBuilder::no_proxy).
 //!
+//! # Logs
+//! [`connection_verbose(true)`](reqwest::ClientBuilder::connection_verbose) makes reqwest log what it sends, the key
+//! included, at the level `trace`: keep the target `reqwest::connect` above it.
+//!
 //! # Several middlewares
 //! **Order:** [`FalRetryMiddleware`] goes before [`FalAuthMiddleware`], which is last: what comes later is further in,
-//! and the second attempt has to get the new credential. [`FalLayer::reqwest`](crate::FalLayer::reqwest) puts them so. Where there are others:
+//! and the second attempt has to get the new credential. [`FalLayer::reqwest`](crate::FalLayer::reqwest) puts them in that
+//! order. Where there are others:
 //!
 //! ```
 //! # use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware};
 //! use std::time::Duration;
-//! use tower_fal::{FalRetryLayer, reqwest::{FalAuthMiddleware, FalRetryMiddleware, same_origin}};
+//! use tower_fal::{FalRetryLayer, reqwest::{FalAuthMiddleware, FalRetryMiddleware}};
 //!
 //! # fn client(store: tower_fal::CredentialStore, tracing: impl Middleware) -> reqwest::Result<ClientWithMiddleware> {
-//! let client = reqwest::Client::builder().redirect(same_origin()).build()?;
+//! let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
 //! let retry = FalRetryLayer::new(store.clone()).reload_wait(Duration::from_secs(5)); // options are the layers' own
 //! let fal = ClientBuilder::new(client)
 //!     .with(tracing)
@@ -90,9 +96,10 @@
 //! own, [`FalLayer::per_request`](crate::FalLayer::per_request) has such a one go out without a header.
 //!
 //! # Replays
-//! A request is sent again if its body is in memory; cloning it copies no body. A request whose body streams is sent once, and
-//! [`Refusal::is_replayable`](crate::error::Refusal::is_replayable) says so. As nothing is copied,
-//! [`max_body`](crate::FalRetryLayer::max_body) and [`replay_memory`](crate::FalRetryLayer::replay_memory) have no say here.
+//! A request is sent again if its body is in memory; cloning it copies no body. A request whose body streams is sent once,
+//! and [`Refusal::is_replayable`](crate::error::Refusal::is_replayable) says so. As nothing is copied,
+//! [`max_body`](crate::FalRetryLayer::max_body) and [`replay_memory`](crate::FalRetryLayer::replay_memory) mean nothing
+//! here.
 //!
 //! # Timeouts, and other statuses
 //! reqwest's timeout is that of one attempt: the wait for a newer credential, up to
@@ -108,4 +115,4 @@ mod service;
 
 #[cfg(feature = "reqwest-middleware")]
 pub use self::middleware::{FalAuthMiddleware, FalRetryMiddleware};
-pub use self::service::{ReqwestService, ResponseFuture, same_origin};
+pub use self::service::{ReqwestService, ResponseFuture};

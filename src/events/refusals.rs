@@ -10,9 +10,22 @@ use crate::error::RefusalParts;
 pub(crate) struct Refusals {
     /// By whether the credential was the store's, and the reason.
     runs: Runs<(bool, &'static str)>,
+    not_ours: Runs<u16>,
 }
 
 impl Refusals {
+    /// A 401 or 403 was passed on. It answers a request that carried no credential of ours, or it comes from another
+    /// origin, to which a redirect led. Somebody who forgot to admit an origin learns it here.
+    pub(crate) fn tell_of_others(&self, status: StatusCode, origin: impl FnOnce() -> String) {
+        event_by_turn!(
+            refusals = self.not_ours.count(status.as_u16(), None),
+            status = status.as_u16(),
+            origin = origin(),
+            refusals,
+            "a request was refused that carried no fal credential: is its origin admitted? (`FalOrigins::and`)"
+        );
+    }
+
     /// fal, or the application behind it, refused a credential, and this was done about it. `store` is the name of the
     /// credential's store; `None` when the request brought its own.
     pub(crate) fn tell(&self, refused: &RefusalParts, action: &'static str, store: Option<&Arc<str>>) {

@@ -2,10 +2,10 @@ use std::{fmt, marker::PhantomData, sync::Arc};
 
 use async_trait::async_trait;
 use http::{Extensions, Uri};
-use reqwest::{Request, Response};
+use reqwest::{Request, Response, redirect};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next};
 
-use super::service::{crossed_origin, same_origin, with_url};
+use super::service::{crossed_origin, with_url};
 use crate::{
     auth::{Authorizer, FalAuthLayer, is_refusal},
     error::{FalAuthError, Refusal, foreign::Findable},
@@ -16,13 +16,13 @@ use crate::{
 };
 
 impl<M: Mode, P: OriginPolicy + Send + Sync + 'static> FalLayer<M, P> {
-    /// The usual client: these two layers around the `reqwest::Client` that is built here, by the redirect policy
-    /// [`same_origin`]. See the [module docs](super).
+    /// The usual client: these two layers around the `reqwest::Client` that is built here, and follows no redirect.
+    /// See the [module docs](super).
     ///
     /// # Errors
     /// Those of [`reqwest::ClientBuilder::build`].
     pub fn reqwest(self, client: reqwest::ClientBuilder) -> reqwest::Result<ClientWithMiddleware> {
-        let client = client.redirect(same_origin()).build()?;
+        let client = client.redirect(redirect::Policy::none()).build()?;
         let (retry, auth) = self.into_layers();
         Ok(ClientBuilder::new(client).with(FalRetryMiddleware::from(retry)).with(FalAuthMiddleware::from(auth)).build())
     }
@@ -124,7 +124,8 @@ impl<M: Mode> Middleware for FalRetryMiddleware<M> {
             let copy = request.try_clone();
             attempts.prepare(extensions);
             let result = next.clone().run(request, extensions).await;
-            let follows = attempts.ended(ended(&result), || copy.as_ref().map(|copy| sent(copy, extensions)));
+            let sent = || copy.as_ref().map(|copy| sent(copy, extensions));
+            let follows = attempts.ended(ended(&result), sent, || origin_of(&result));
             request = match (follows, result, copy) {
                 (After::BackOff(wait), result, Some(copy)) => {
                     Arc::clone(&self.policy).back_off(result.ok().map(reqwest::Body::from), wait).await;
@@ -160,6 +161,10 @@ fn ended(result: &Result<Response, Error>) -> Ended<'_> {
         },
         Err(error) => Ended::Failed(error),
     }
+}
+
+fn origin_of(result: &Result<Response, Error>) -> String {
+    result.as_ref().map_or_else(|_| String::new(), |response| response.url().origin().ascii_serialization())
 }
 
 fn sent<'a>(request: &'a Request, extensions: &'a Extensions) -> Sent<'a> {

@@ -23,12 +23,12 @@ pub struct ReqwestService {
 }
 
 impl ReqwestService {
-    /// The service that sends with the client that is built here, by the redirect policy [`same_origin`].
+    /// The service that sends with the client that is built here, and follows no redirect.
     ///
     /// # Errors
     /// Those of [`ClientBuilder::build`].
     pub fn new(client: ClientBuilder) -> reqwest::Result<Self> {
-        Ok(client.redirect(same_origin()).build()?.into())
+        Ok(client.redirect(redirect::Policy::none()).build()?.into())
     }
 }
 
@@ -37,23 +37,6 @@ impl From<Client> for ReqwestService {
     fn from(client: Client) -> Self {
         Self { client }
     }
-}
-
-/// Follows redirects within an origin, up to ten, and hands any other on as the response.
-///
-/// For every client that sends a credential:
-///
-/// ```
-/// # fn client() -> reqwest::Result<reqwest::Client> {
-/// reqwest::Client::builder().redirect(tower_fal::reqwest::same_origin()).build()
-/// # }
-/// ```
-#[must_use]
-pub fn same_origin() -> redirect::Policy {
-    redirect::Policy::custom(|attempt| {
-        let stays = attempt.previous().last().is_some_and(|from| from.origin() == attempt.url().origin());
-        if stays { redirect::Policy::default().redirect(attempt) } else { attempt.stop() }
-    })
 }
 
 impl<B> Service<Request<B>> for ReqwestService
@@ -125,8 +108,8 @@ impl fmt::Debug for ResponseFuture {
     }
 }
 
-/// Whether an answer comes from another origin than the one that was asked, as a client by other rules than
-/// [`same_origin`] has followed a redirect there.
+/// Whether an answer comes from another origin than the one that was asked, as a client with a redirect policy of its own
+/// has followed a redirect there.
 pub(crate) fn crossed_origin(asked: &Uri, answered: &Url) -> bool {
     Url::parse(&asked.to_string()).map_or(true, |asked| asked.origin() != answered.origin())
 }

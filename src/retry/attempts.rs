@@ -68,8 +68,14 @@ impl Attempts {
         }
     }
 
-    /// An attempt has ended. `sent` is asked for the request if it may be repeated, and brings it if it can be.
-    pub(crate) fn ended<'a>(&mut self, ended: Ended<'_>, sent: impl FnOnce() -> Option<Sent<'a>>) -> Next {
+    /// An attempt has ended. `sent` is asked for the request if it may be repeated, and brings it if it can be; `origin`
+    /// is asked for the origin that has answered, for the log.
+    pub(crate) fn ended<'a>(
+        &mut self,
+        ended: Ended<'_>,
+        sent: impl FnOnce() -> Option<Sent<'a>>,
+        origin: impl FnOnce() -> String,
+    ) -> Next {
         match ended {
             Ended::Answered { status, extensions, .. } if is_refusal(status) => {
                 if let Some(refusal) = extensions.get::<Refusal>() {
@@ -77,7 +83,7 @@ impl Attempts {
                 }
                 match extensions.get::<Stamp>() {
                     Some(stamp) => return Next::Examine(stamp.clone()),
-                    None => events::not_ours(status),
+                    None => self.policy.tell_of_others(status, origin),
                 }
             }
             // A refusal that comes as an error, from such a layer further in, is final.

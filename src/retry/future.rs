@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body::Body;
 use pin_project::pin_project;
 use tower_service::Service;
@@ -158,7 +158,7 @@ where
             },
             Err(error) => Ended::Failed(error),
         };
-        match (self.attempts.ended(ended, sent), result) {
+        match (self.attempts.ended(ended, sent, || origin_of(uri)), result) {
             (Next::Examine(stamp), Ok(response)) => {
                 self.answered = true;
                 let replayable = self.body.is_possible();
@@ -224,6 +224,13 @@ where
         }
         ControlFlow::Break(result.map(M::not_refused))
     }
+}
+
+/// Without a user name, which may be a secret.
+fn origin_of(uri: &Uri) -> String {
+    let host = uri.host().unwrap_or_default();
+    let port = uri.port().map(|port| format!(":{port}")).unwrap_or_default();
+    uri.scheme_str().map_or_else(String::new, |scheme| format!("{scheme}://{host}{port}"))
 }
 
 impl<S, B> Drop for Call<S, B> {

@@ -122,6 +122,11 @@ impl Policy {
         self.store.as_ref()?.take_try(if_any)
     }
 
+    /// A request was refused that carried no credential of a layer of ours.
+    pub(super) fn tell_of_others(&self, status: StatusCode, origin: impl FnOnce() -> String) {
+        self.shared.refusals.tell_of_others(status, origin);
+    }
+
     /// Whether no other attempt follows a response with this status, whatever its body says.
     pub(super) fn is_final(&self, status: StatusCode) -> bool {
         rule::is_final(status, self.reload_on_forbidden)

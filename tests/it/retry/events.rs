@@ -115,8 +115,10 @@ fn every_refusal_and_replay_is_an_event_with_closed_fields() {
     assert!(replays.iter().all(|event| event.level() == Level::DEBUG && event.fields.len() == 1));
     let results: Vec<_> = replays.iter().map(|event| of(event, "result")).collect();
     assert_eq!(results, ["accepted", "refused", "accepted"]);
-    let not_ours = about("a request was refused that carried no credential of the store: was its origin admitted?");
-    assert!(not_ours.iter().all(|event| event.level() == Level::DEBUG && event.fields.len() == 1));
+    let not_ours =
+        about("a request was refused that carried no fal credential: is its origin admitted? (`FalOrigins::and`)");
+    assert!(not_ours.iter().all(|event| event.level() == Level::WARN && event.fields.len() == 3));
+    assert_eq!(not_ours.iter().map(|event| of(event, "origin")).collect::<Vec<_>>(), ["https://example.com"]);
     assert_eq!(not_ours.iter().map(|event| of(event, "status")).collect::<Vec<_>>(), ["401"]);
     let memory = about("the memory for replays is used up; a request cannot be replayed");
     assert_eq!(memory.iter().map(|event| of(event, "limit")).collect::<Vec<_>>(), ["1"]);
