@@ -11,6 +11,7 @@
 //! | | `AccessDenied` | 502 | `access_denied` |
 //! | either | `Application` | 502 | `application` |
 //! | | `Unknown` | 502 | `unknown` |
+//! | `NoCredential` | | 500 | `no_credential` |
 //! | `Transport` | a timeout is among its causes: tower's, Tokio's, the system's, or with `reqwest` reqwest's | 504 | `timeout` |
 //! | | the request's body was longer than a limit around it allows, such as tower-http's | 413 | `body_too_long` |
 //! | | anything else | 502 | `transport` |
@@ -105,6 +106,7 @@ mod tests {
             (refused(StatusCode::UNAUTHORIZED, Reason::UnknownCredential), 502, "unknown_credential"),
             (refused(StatusCode::FORBIDDEN, locked), 503, "account_locked"),
             (FalAuthError::Transport("hush".into()), 502, "transport"),
+            (FalAuthError::NoCredential, 500, "no_credential"),
         ] {
             let (problem, refusal) = (Problem::from(&error), error.refusal().map(Refusal::reason));
             assert_eq!((problem.status.as_u16(), problem.reason), (status, reason));

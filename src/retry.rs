@@ -187,6 +187,17 @@ impl<M> FalRetryLayer<M> {
         self
     }
 
+    /// Requires that each request brings a [`Credential`](crate::Credential) in its extensions. One without is not sent: it
+    /// fails with [`FalAuthError::NoCredential`]. Default: off; such a request is sent with the store's credential, or under
+    /// [`per_request`](Self::per_request) with none.
+    ///
+    /// For servers whose customers bring their own keys: a credential that was lost on the way is an error of the server,
+    /// and need not go to fal to be noticed.
+    pub fn require_credential(mut self) -> Self {
+        self.policy.require_credential = true;
+        self
+    }
+
     /// How long the body of a refusal may take to arrive. Default: 1 s. Then the refusal is classified by what has come.
     pub fn read_timeout(mut self, limit: Duration) -> Self {
         self.policy.read_timeout = limit;

@@ -33,6 +33,9 @@ pub enum FalAuthError {
     Unauthorized(Refusal),
     /// 403: the credential is valid, but it may not do this.
     Forbidden(Refusal),
+    /// The request brought no credential of its own, where each one has to, and was not sent: see
+    /// [`require_credential`](crate::FalRetryLayer::require_credential).
+    NoCredential,
     /// The service inside failed; its error is in [`source()`](Error::source).
     Transport(BoxError),
 }
@@ -64,7 +67,7 @@ impl FalAuthError {
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
             Self::Unauthorized(refusal) | Self::Forbidden(refusal) => Some(refusal),
-            Self::Transport(_) => None,
+            Self::NoCredential | Self::Transport(_) => None,
         }
     }
 
@@ -81,7 +84,7 @@ impl FalAuthError {
                 let by_fal = refusal.reason().is_cured_by_another_key();
                 refusal.generation().is_some() && by_fal && may_be_rotated
             }
-            Self::Forbidden(_) | Self::Transport(_) => false,
+            Self::Forbidden(_) | Self::NoCredential | Self::Transport(_) => false,
         }
     }
 
@@ -104,6 +107,9 @@ impl fmt::Display for FalAuthError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unauthorized(refusal) | Self::Forbidden(refusal) => refusal.fmt(f),
+            Self::NoCredential => f.write_str(
+                "the request brought no credential of its own, and was not sent: put a `Credential` into its extensions",
+            ),
             Self::Transport(_) => f.write_str("the request to fal failed before there was an answer"),
         }
     }
@@ -114,6 +120,7 @@ impl Error for FalAuthError {
         match self {
             // The refusal's text is already this error's own text, so its cause comes next.
             Self::Unauthorized(refusal) | Self::Forbidden(refusal) => refusal.source(),
+            Self::NoCredential => None,
             Self::Transport(error) => Some(&**error),
         }
     }

@@ -45,6 +45,7 @@ impl From<&FalAuthError> for Problem {
     fn from(error: &FalAuthError) -> Self {
         match error {
             FalAuthError::Unauthorized(refusal) | FalAuthError::Forbidden(refusal) => refusal.reason().into(),
+            FalAuthError::NoCredential => Self { status: StatusCode::INTERNAL_SERVER_ERROR, reason: "no_credential" },
             FalAuthError::Transport(error) => Self::without_answer(&**error),
         }
     }

@@ -1,4 +1,4 @@
-use std::{fmt, marker::PhantomData, sync::Arc};
+use std::{fmt, marker::PhantomData, ops::ControlFlow, sync::Arc};
 
 use async_trait::async_trait;
 use http::{Extensions, Uri};
@@ -7,7 +7,7 @@ use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware,
 
 use super::service::{crossed_origin, with_url};
 use crate::{
-    auth::{Authorizer, FalAuthLayer, is_refusal},
+    auth::{Authorizer, FalAuthLayer, Stamp, is_refusal},
     error::{FalAuthError, Refusal, foreign::Findable},
     layer::FalLayer,
     origin::{FalOrigins, OriginPolicy},
@@ -118,6 +118,9 @@ impl<M: Mode> Middleware for FalRetryMiddleware<M> {
         extensions: &mut Extensions,
         next: Next<'_>,
     ) -> Result<Response, Error> {
+        if self.policy.misses_credential(extensions) {
+            return Err(Error::middleware(Findable(FalAuthError::NoCredential)));
+        }
         let policy = Arc::clone(&self.policy);
         let mut attempts = Attempts::new(policy, extensions, || request.try_clone().is_some());
         loop {
@@ -132,15 +135,10 @@ impl<M: Mode> Middleware for FalRetryMiddleware<M> {
                     copy
                 }
                 (After::Examine(stamp), Ok(response), copy) => {
-                    let replayable = copy.is_some();
                     // Boxed, as it is large and rare.
-                    let examined = Box::pin(attempts.examine::<_, M>(with_url(response), stamp, replayable)).await;
-                    match examined.replay.zip(copy) {
-                        Some((with, copy)) => {
-                            attempts.replay(with, examined.tried);
-                            copy
-                        }
-                        None => return refused::<M>(attempts.refused(examined.parts, replayable), examined.response),
+                    match Box::pin(examine::<M>(&mut attempts, response, stamp, copy)).await {
+                        ControlFlow::Continue(copy) => copy,
+                        ControlFlow::Break(end) => return end,
                     }
                 }
                 (After::Refused(refusal), Ok(response), _) => {
@@ -148,6 +146,27 @@ impl<M: Mode> Middleware for FalRetryMiddleware<M> {
                 }
                 (_, result, _) => return result,
             };
+        }
+    }
+}
+
+/// Looks at a refusal. Continues with the request for the next attempt, or breaks with the end.
+async fn examine<M: Mode>(
+    attempts: &mut Attempts,
+    response: Response,
+    stamp: Stamp,
+    copy: Option<Request>,
+) -> ControlFlow<Result<Response, Error>, Request> {
+    let replayable = copy.is_some();
+    let examined = attempts.examine::<_, M>(with_url(response), stamp, replayable).await;
+    match examined.replay.zip(copy) {
+        Some((with, copy)) => {
+            attempts.replay(with, examined.tried);
+            ControlFlow::Continue(copy)
+        }
+        None => {
+            let refusal = attempts.refused(examined.parts, replayable);
+            ControlFlow::Break(refused::<M>(refusal, examined.response))
         }
     }
 }

@@ -39,6 +39,8 @@ where
 /// Where a request stands.
 #[pin_project(project = StateProjection)]
 enum State<F, B, R: Body> {
+    /// The request lacks what it has to bring.
+    NotSent,
     /// An attempt is under way.
     Sent {
         #[pin]
@@ -74,7 +76,11 @@ where
         let attempts = Attempts::new(policy, &head.extensions, || body.is_possible());
         let kept = Head::keep(&head);
         attempts.prepare(&mut head.extensions);
-        let response = service.call(Request::from_parts(head, first));
+        let state = if attempts.policy().misses_credential(&head.extensions) {
+            State::NotSent
+        } else {
+            State::Sent { response: service.call(Request::from_parts(head, first)) }
+        };
         let call = Call {
             // The service that was made ready has been called; this one is made ready before it is.
             service: service.clone(),
@@ -83,7 +89,7 @@ where
             attempts,
             answered: false,
         };
-        Self { state: State::Sent { response }, call, mode: PhantomData }
+        Self { state, call, mode: PhantomData }
     }
 }
 
@@ -101,6 +107,7 @@ where
         let mut this = self.project();
         loop {
             let next = match this.state.as_mut().project() {
+                StateProjection::NotSent => ControlFlow::Break(Err(FalAuthError::NoCredential)),
                 StateProjection::Sent { response } => this.call.ended::<R, M>(ready!(response.poll(cx))),
                 StateProjection::Examining { examining } => {
                     this.call.examined::<R, M>(ready!(examining.as_mut().poll(cx)))

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Response, StatusCode};
+use http::{Extensions, Response, StatusCode};
 use http_body::Body;
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     auth::Stamp,
+    credential::Credential,
     error::{Kept, Reason, RefusalParts, ReloadError, Replayed, classify},
     events,
     generation::Generation,
@@ -48,6 +49,7 @@ pub(crate) struct Policy {
     pub(super) reload_wait: Duration,
     pub(super) reload_on_forbidden: bool,
     pub(super) overlap: Duration,
+    pub(super) require_credential: bool,
     pub(super) read_timeout: Duration,
     pub(super) transient: Option<Transient>,
     shared: Arc<LayerState>,
@@ -99,6 +101,7 @@ impl Policy {
             reload_wait: DEFAULT_RELOAD_WAIT,
             reload_on_forbidden: false,
             overlap: DEFAULT_OVERLAP,
+            require_credential: false,
             read_timeout: DEFAULT_READ_TIMEOUT,
             transient: None,
             shared: Arc::new(LayerState::new(DEFAULT_MAX_WAITING)),
@@ -125,6 +128,11 @@ impl Policy {
     /// A request was refused that carried no credential of a layer of ours.
     pub(super) fn tell_of_others(&self, status: StatusCode, origin: impl FnOnce() -> String) {
         self.shared.refusals.tell_of_others(status, origin);
+    }
+
+    /// Whether a request with these extensions lacks the credential that it has to bring.
+    pub(crate) fn misses_credential(&self, extensions: &Extensions) -> bool {
+        self.require_credential && extensions.get::<Credential>().is_none()
     }
 
     /// Whether no other attempt follows a response with this status, whatever its body says.

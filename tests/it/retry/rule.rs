@@ -526,3 +526,17 @@ async fn the_head_is_sent_again_as_it_was() {
     let arrived = world.fal.arrived();
     assert!(arrived.iter().all(|arrived| arrived.method == "PATCH" && arrived.body == PROMPT && arrived.at == began));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_must_bring_a_credential_fails_before_it_is_sent() {
+    let world = World::new().await;
+    world.fal.accept(9);
+    for retry in [FalRetryLayer::per_request(), world.retry()] {
+        let client = world.client_by(&retry.require_credential());
+        let error = client.clone().oneshot(post()).await.unwrap_err();
+        assert!(matches!(error, FalAuthError::NoCredential), "{error:?}");
+        assert!(!error.is_retryable() && error.refusal().is_none());
+        accepted(client.oneshot(customers_post()).await);
+    }
+    assert_eq!(world.fal.keys(), [9, 9]);
+}
