@@ -25,9 +25,28 @@ mod store_metrics;
 pub(crate) use self::refusals::Refusals;
 pub(crate) use self::store_metrics::StoreMetrics;
 
+/// A store was built, and holds its first credential.
+pub(crate) fn loaded(source: &str, key_id: Option<&KeyId>, generation: u64) {
+    event!(info, source, key_id = key_id.map(tracing::field::display), generation, "the fal credential was loaded");
+}
+
 /// The store holds another credential than before.
-pub(crate) fn rotated(source: &str, key_id: Option<&KeyId>, generation: u64) {
-    event!(info, source, key_id = key_id.map(tracing::field::display), generation, "the fal credential was rotated");
+pub(crate) fn rotated(
+    source: &str,
+    key_id: Option<&KeyId>,
+    generation: u64,
+    previous_key_id: Option<&KeyId>,
+    previous_generation: u64,
+) {
+    event!(
+        info,
+        source,
+        key_id = key_id.map(tracing::field::display),
+        generation,
+        previous_key_id = previous_key_id.map(tracing::field::display),
+        previous_generation,
+        "the fal credential was rotated"
+    );
 }
 
 /// fal has accepted the current credential for the first time.

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     credential::Credential,
     error::SourceError,
+    events,
     source::{BoxSource, CredentialSource},
 };
 
@@ -178,6 +179,8 @@ impl CredentialStoreBuilder {
             tokio::spawn(signal::reload(hangups, driver.shared.clone(), driver.handles.finished.subscribe()));
         }
         tokio::spawn(driver.run());
+        let first = shared.load();
+        events::loaded(first.source(), first.credential().key_id(), first.generation().get());
         Ok(CredentialStore { shared })
     }
 

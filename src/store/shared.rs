@@ -134,10 +134,28 @@ impl Writer {
 struct Settled {
     load: u64,
     last_change: u64,
-    /// The new snapshot, if there is one.
-    result: Result<Option<Snapshot>, SourceError>,
+    /// The rotation, if there was one.
+    result: Result<Option<Rotation>, SourceError>,
     /// How many loads in a row had failed before this one.
     earlier_failures: u32,
+}
+
+/// The snapshots before and after a rotation.
+struct Rotation {
+    previous: Snapshot,
+    next: Snapshot,
+}
+
+impl Rotation {
+    fn announce(&self) {
+        events::rotated(
+            self.next.source(),
+            self.next.credential().key_id(),
+            self.next.generation().get(),
+            self.previous.credential().key_id(),
+            self.previous.generation().get(),
+        );
+    }
 }
 
 /// The answer to a caller whose credential was refused.
@@ -208,15 +226,15 @@ impl Shared {
         if current.credential().same_value(&credential) {
             return current.generation();
         }
-        let next = self.publish(&mut writer, &current, credential, &"replaced".into());
+        let rotation = self.publish(&mut writer, current, credential, &"replaced".into());
         writer.paces.reset();
         drop(writer);
-        announce(&next);
+        rotation.announce();
         self.show();
         if let Some(driver) = &self.driver {
             driver.wanted.send_modify(|_| {}); // wakes the driver, which looks at the new expiry
         }
-        next.generation()
+        rotation.next.generation()
     }
 
     /// Asks for a load that begins after this call.
@@ -301,23 +319,23 @@ impl Shared {
         let current = self.load();
         let key_id = current.credential().key_id();
         match &settled.result {
-            Ok(next) => {
+            Ok(rotation) => {
                 if settled.earlier_failures > 0 {
                     events::recovered(current.source(), key_id, settled.earlier_failures);
                 }
-                next.iter().for_each(announce);
+                rotation.iter().for_each(Rotation::announce);
             }
             Err(error) => events::load_failed(error, key_id, settled.earlier_failures.saturating_add(1)),
         }
     }
 
-    /// The new snapshot, if there is one.
+    /// Publishes what was loaded if it has changed and may follow the current credential.
     fn accept(
         &self,
         writer: &mut Writer,
         source: &Arc<str>,
         loaded: Result<Option<Credential>, SourceError>,
-    ) -> Result<Option<Snapshot>, SourceError> {
+    ) -> Result<Option<Rotation>, SourceError> {
         let loaded = loaded.map_err(|error| {
             let current = self.slot.load();
             let standby = writer.standby.snapshot(Duration::MAX).map(Snapshot::credential);
@@ -354,10 +372,10 @@ impl Shared {
         if candidate.same_value(current.credential()) {
             return Ok(None);
         }
-        Ok(Some(self.publish(writer, &current, candidate, source)))
+        Ok(Some(self.publish(writer, current, candidate, source)))
     }
 
-    fn publish(&self, writer: &mut Writer, current: &Snapshot, credential: Credential, source: &Arc<str>) -> Snapshot {
+    fn publish(&self, writer: &mut Writer, current: Snapshot, credential: Credential, source: &Arc<str>) -> Rotation {
         let (standby, evidence) = match std::mem::take(&mut writer.standby) {
             // The source has gone back to the previous credential. What is known of that stays known.
             Standby::Previous { snapshot, .. } if snapshot.credential().same_value(&credential) => {
@@ -365,14 +383,14 @@ impl Shared {
             }
             // Where no driver sees to it, a previous credential would be kept for ever.
             _ if self.driver.is_none() || writer.overlap.is_zero() => (Standby::Nothing, self.no_evidence()),
-            standby => (standby.replaced(current, writer.doubted.is_some()), self.no_evidence()),
+            standby => (standby.replaced(&current, writer.doubted.is_some()), self.no_evidence()),
         };
         writer.newest = writer.newest.next();
         let next = Snapshot::new(credential, writer.newest, source, evidence);
         writer.paces.nothing_asked();
         self.set_standby(writer, standby);
         self.use_snapshot(writer, &next);
-        next
+        Rotation { previous: current, next }
     }
 
     fn no_evidence(&self) -> Arc<Evidence> {
@@ -538,17 +556,15 @@ impl Witness for Shared {
         }
         self.status.send_modify(Status::note_accepted);
         drop(writer);
-        newest.iter().for_each(announce);
+        if let Some(next) = &newest {
+            Rotation { previous: current.clone(), next: next.clone() }.announce();
+        }
         if is_first {
             let current = newest.as_ref().unwrap_or(&current);
             events::accepted(current.source(), current.credential().key_id(), generation.get());
         }
         self.show();
     }
-}
-
-fn announce(next: &Snapshot) {
-    events::rotated(next.source(), next.credential().key_id(), next.generation().get());
 }
 
 fn want(driver: &DriverLink, load: u64) -> u64 {

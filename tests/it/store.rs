@@ -3,9 +3,10 @@
 use std::{
     error::Error as _,
     future::Future,
+    io,
     panic::Location,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -24,6 +25,7 @@ use tower_fal::{
     source::{CredentialSource, EnvSource, from_fn},
     store::{DriverState, ReloadError, Reloaded, Status},
 };
+use tracing::subscriber::DefaultGuard;
 
 use crate::support::{Says, Script, bearer_until, current, key, key_text, status_where};
 
@@ -589,6 +591,63 @@ async fn reload_errors_say_what_to_do() {
         assert!(error.to_string().contains(hint), "{error}");
         assert!(error.source().is_none());
     }
+}
+
+// Events
+
+/// The lines that events write.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    /// Collects the events of this thread until the guard is dropped.
+    fn collect(&self) -> DefaultGuard {
+        let lines = self.clone();
+        let writer = tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(move || lines.clone());
+        tracing::subscriber::set_default(writer.finish())
+    }
+
+    fn take(&self) -> Vec<String> {
+        let bytes = std::mem::take(&mut *self.0.lock().unwrap());
+        String::from_utf8(bytes).unwrap().lines().map(|line| line.trim().to_owned()).collect()
+    }
+}
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_load_and_each_rotation_are_logged_with_both_keys() {
+    let lines = Lines::default();
+    let _of_this_thread = lines.collect();
+    let (store, source) = store(None).await;
+    assert_eq!(
+        lines.take(),
+        ["INFO tower_fal::events: the fal credential was loaded source=\"script\" key_id=id-1 generation=1"]
+    );
+    source.brings(2);
+    assert_changed(&store.reload().await, 2);
+    assert_unchanged(&store.reload().await, 2);
+    store.replace(bearer_until(4_000_000_000));
+    store.replace(key(3));
+    assert_eq!(
+        lines.take(),
+        [
+            "INFO tower_fal::events: the fal credential was rotated source=\"script\" key_id=id-2 generation=2 \
+             previous_key_id=id-1 previous_generation=1",
+            "INFO tower_fal::events: the fal credential was rotated source=\"replaced\" generation=3 \
+             previous_key_id=id-2 previous_generation=2",
+            "INFO tower_fal::events: the fal credential was rotated source=\"replaced\" key_id=id-3 generation=4 \
+             previous_generation=3",
+        ]
+    );
 }
 
 // The life of the driver
