@@ -6,7 +6,7 @@
 // Without the features, what only an event or a metric shows is not used.
 #![cfg_attr(not(all(feature = "tracing", feature = "metrics")), allow(dead_code, unused_imports, unused_variables))]
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use http::StatusCode;
 
@@ -28,6 +28,17 @@ pub(crate) use self::store_metrics::StoreMetrics;
 /// A store was built, and holds its first credential.
 pub(crate) fn loaded(source: &str, key_id: Option<&KeyId>, generation: u64) {
     event!(info, source, key_id = key_id.map(tracing::field::display), generation, "the fal credential was loaded");
+}
+
+/// A store is being built, and waits until its source has a credential.
+pub(crate) fn waiting_for_source(error: &SourceError, limit: Duration) {
+    event!(
+        warn,
+        source = error.source_name(),
+        error = report(error),
+        ?limit,
+        "waiting for the source of the fal credential"
+    );
 }
 
 /// The store holds another credential than before.

@@ -1,6 +1,9 @@
 use std::{fmt, sync::Arc, time::Duration};
 
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep},
+};
 
 #[cfg(all(feature = "signal", unix))]
 use super::signal;
@@ -13,8 +16,9 @@ use super::{
     shared::{self, DEFAULT_NAME, Shared, nothing_there},
 };
 use crate::{
+    backoff::{exponential, jittered},
     credential::Credential,
-    error::SourceError,
+    error::{SourceError, SourceErrorKind},
     events,
     source::{BoxSource, CredentialSource},
 };
@@ -22,6 +26,9 @@ use crate::{
 /// The longest name of a store, in bytes. Logs and labels repeat it.
 const MAX_NAME_LEN: usize = 64;
 const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The waits for a source that has no credential yet.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
 const DEFAULT_REFRESH_BEFORE: Duration = Duration::from_secs(5 * 60);
 
 impl CredentialStore {
@@ -31,6 +38,7 @@ impl CredentialStore {
             name: DEFAULT_NAME.into(),
             source: BoxSource::new(source),
             load_timeout: DEFAULT_LOAD_TIMEOUT,
+            wait_for_source: Duration::ZERO,
             refresh_before: DEFAULT_REFRESH_BEFORE,
             clock: Clock::system(),
             #[cfg(all(feature = "signal", unix))]
@@ -47,6 +55,7 @@ pub struct CredentialStoreBuilder {
     name: Arc<str>,
     source: BoxSource,
     load_timeout: Duration,
+    wait_for_source: Duration,
     refresh_before: Duration,
     clock: Clock,
     #[cfg(all(feature = "signal", unix))]
@@ -70,6 +79,28 @@ impl CredentialStoreBuilder {
     /// while a load runs.
     pub fn load_timeout(mut self, limit: Duration) -> Self {
         self.load_timeout = limit;
+        self
+    }
+
+    /// How long [`build`](Self::build) waits for a source that has no credential yet. Default: not at all.
+    ///
+    /// For a credential that another container puts in place (a sidecar or an agent), which may be slower to start than
+    /// this process. While the credential is missing or cannot be read, the source is asked again after 100 ms, 200 ms,
+    /// 400 ms and so on, up to every 2 s (each ±20 %), and for the last time when this limit is reached. Any other
+    /// failure, such as a malformed key, ends `build` at once. Such a wait is logged once.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), tower_fal::SourceError> {
+    /// use std::time::Duration;
+    /// use tower_fal::{CredentialStore, source::FileSource};
+    ///
+    /// let source = FileSource::new("/run/secrets/fal/key");
+    /// let store = CredentialStore::builder(source).wait_for_source(Duration::from_secs(30)).build().await?;
+    /// # let _ = store;
+    /// # Ok(()) }
+    /// ```
+    pub fn wait_for_source(mut self, limit: Duration) -> Self {
+        self.wait_for_source = limit;
         self
     }
 
@@ -141,7 +172,8 @@ impl CredentialStoreBuilder {
     /// of `block_on`), nothing is polled and a `reload()` does not return.
     ///
     /// # Errors
-    /// When the source has no credential, fails, panics or takes longer than the [load timeout](Self::load_timeout);
+    /// When the source has no credential (even after [`wait_for_source`](Self::wait_for_source)), fails, panics or takes
+    /// longer than the [load timeout](Self::load_timeout);
     /// outside a Tokio runtime; when the process cannot listen to SIGHUP and should; and when the [name](Self::name) is
     /// empty, too long or has control characters.
     ///
@@ -196,10 +228,44 @@ impl CredentialStoreBuilder {
         Err(SourceError::new(Arc::clone(source_name), hint))
     }
 
+    /// Loads the first credential, and waits for it as long as the options allow.
     async fn load_first(&self, source_name: &Arc<str>) -> Result<Credential, SourceError> {
+        let began = Instant::now();
+        let mut step = 0;
+        loop {
+            let error = match self.load_once(source_name).await {
+                Err(error) if may_come_later(error.kind()) => error,
+                loaded => return loaded,
+            };
+            let left = self.wait_for_source.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return Err(self.gave_up(source_name, error));
+            }
+            if step == 0 {
+                events::waiting_for_source(&error, self.wait_for_source);
+            }
+            sleep(jittered(exponential(FIRST_RETRY, step, LONGEST_RETRY)).min(left)).await;
+            step += 1;
+        }
+    }
+
+    fn gave_up(&self, source_name: &Arc<str>, error: SourceError) -> SourceError {
+        if self.wait_for_source.is_zero() {
+            return error;
+        }
+        let message = format!("brought no credential within {:?}", self.wait_for_source);
+        SourceError::chained(Arc::clone(source_name), error.kind(), message, Some(error))
+    }
+
+    async fn load_once(&self, source_name: &Arc<str>) -> Result<Credential, SourceError> {
         let loaded = driver::load_once(&self.source, source_name, self.load_timeout).await?;
         loaded.ok_or_else(|| nothing_there(Arc::clone(source_name)))
     }
+}
+
+/// Whether a source that failed like this may only need some more time to start.
+fn may_come_later(kind: SourceErrorKind) -> bool {
+    matches!(kind, SourceErrorKind::NotFound | SourceErrorKind::Unreadable)
 }
 
 impl fmt::Debug for CredentialStoreBuilder {
@@ -208,6 +274,7 @@ impl fmt::Debug for CredentialStoreBuilder {
             .field("name", &self.name)
             .field("source", &self.source)
             .field("load_timeout", &self.load_timeout)
+            .field("wait_for_source", &self.wait_for_source)
             .field("refresh_before", &self.refresh_before)
             .finish_non_exhaustive()
     }

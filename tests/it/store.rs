@@ -362,6 +362,60 @@ async fn a_build_that_is_given_up_leaves_no_task() {
     tasks_left(0).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_source_that_is_late_is_waited_for() {
+    for says in [Says::Nothing, Says::Fails(io::ErrorKind::NotFound), Says::Fails(io::ErrorKind::PermissionDenied)] {
+        let source = Script::new(FIVE, says);
+        let build = tokio::spawn(CredentialStore::builder(source.clone()).wait_for_source(30 * SECOND).build());
+        source.loads_reach(10).await;
+        let began = Instant::now();
+        source.brings(1);
+        let store = build.await.unwrap().unwrap();
+        assert!(began.elapsed() <= Duration::from_millis(2402), "{:?}", began.elapsed());
+        assert_eq!((current(&store), store.status().consecutive_failures), ("id-1".to_owned(), 0));
+        assert_about(&source.gaps(0), [0.1, 0.2, 0.4, 0.8, 1.6].into_iter().chain(std::iter::repeat(2.0)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_never_comes_is_waited_for_until_the_limit() {
+    let lines = Lines::default();
+    let _of_this_thread = lines.collect();
+    let source = Script::new(FIVE, Says::Nothing);
+    let began = Instant::now();
+    let error = CredentialStore::builder(source.clone()).wait_for_source(30 * SECOND).build().await.unwrap_err();
+    assert_eq!(began.elapsed(), 30 * SECOND);
+    assert_eq!(error.kind(), SourceErrorKind::NotFound);
+    assert_eq!(report(&error), "script: brought no credential within 30s: script: has no credential");
+    assert!((16..=24).contains(&source.loads()), "{}", source.loads());
+    assert_eq!(
+        lines.take(),
+        ["WARN tower_fal::events: waiting for the source of the fal credential source=\"script\" \
+          error=\"script: has no credential\" limit=30s"]
+    );
+    tasks_left(0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_try_does_not_cure_is_not_waited_for() {
+    for says in [Says::Malformed, Says::Error, Says::Panic] {
+        let source = Script::new(FIVE, says);
+        assert_fails_at_once(CredentialStore::builder(source.clone()).wait_for_source(30 * SECOND).build()).await;
+        assert_eq!(source.loads(), 1);
+    }
+    // And without the option, nothing is.
+    let source = Script::new(FIVE, Says::Nothing);
+    assert_fails_at_once(CredentialStore::builder(source.clone()).build()).await;
+    assert_eq!(source.loads(), 1);
+}
+
+async fn assert_fails_at_once<T: std::fmt::Debug>(build: impl Future<Output = Result<T, tower_fal::SourceError>>) {
+    let began = Instant::now();
+    let error = build.await.unwrap_err();
+    assert!(!report(&error).contains("within"), "{error}");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
 // One reload for everyone
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    env, fmt, fs,
+    env, fmt, fs, io,
     path::{Path, PathBuf},
     process,
     sync::{Arc, LazyLock, Mutex},
@@ -74,6 +74,7 @@ pub(crate) enum Says {
     Nothing,
     Malformed,
     Error,
+    Fails(io::ErrorKind),
     Panic,
     Hang,
 }
@@ -140,6 +141,7 @@ impl CredentialSource for Script {
             Says::Nothing => Ok(None),
             Says::Malformed => Credential::key("half").map(Some).map_err(|error| failed(error.into())),
             Says::Error => Err(failed("connection refused".into())),
+            Says::Fails(kind) => Err(failed(io::Error::from(kind).into())),
             Says::Panic => panic!("as told"),
             Says::Hang => std::future::pending().await,
         }
