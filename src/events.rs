@@ -180,7 +180,11 @@ pub(crate) fn not_watched(source: &str, error: &dyn std::error::Error) {
 /// The key has changed without a file event.
 #[cfg(feature = "watch")]
 pub(crate) fn watcher_deaf(source: &str) {
-    event!(warn, source, "the fal credential changed without a file event; its files are polled as if not watched");
+    event!(
+        warn,
+        source,
+        "the fal credential changed without a file event; its files are polled at their usual interval"
+    );
 }
 
 /// A credential that can never change in this process is used in place of one that could.

@@ -115,10 +115,12 @@ impl CredentialStoreBuilder {
     ///
     /// The store watches directories: those of the source's [`watched_paths`](CredentialSource::watched_paths), and
     /// those to which links there lead. After an event it loads from the source, and what it then finds decides.
-    /// Meanwhile it still polls, every 30 s or at the source's own interval if that is longer. Where events do not come
-    /// (the system's limit of watches is reached, a network file system, Docker's mounts on a Mac), the store polls at
-    /// the source's own interval: at once if the directory cannot be watched, else from the first change on that no
-    /// event announced. Either case is logged once, and is never a failure.
+    ///
+    /// Some places have no events: a network file system, Docker's mounts on a Mac, an overlay that is changed from
+    /// below. So the store polls at the source's own interval until an event has announced a change, and less often from
+    /// then on: every 30 s, or at the source's own interval if that is longer. If a change comes without an event, or if
+    /// the directory cannot be watched (the system's limit of watches is reached), the store polls at the source's own
+    /// interval again. Either case is logged once, and is never a failure.
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), tower_fal::SourceError> {

@@ -7,8 +7,8 @@
 //!    that have taken their places.
 //! 3. After an event the driver loads. It waits a few milliseconds first, so that events which belong together cause
 //!    one load. The more events bring nothing new, the longer this wait becomes.
-//! 4. While file events cannot be relied on (no directory, no watcher, a change that no event announced), the driver
-//!    polls as often as without a watcher.
+//! 4. The driver polls as often as without a watcher until an event has announced a change, and again while file events
+//!    cannot be relied on (no directory, no watcher, a change that no event announced).
 
 use std::{
     collections::BTreeMap,
@@ -78,9 +78,11 @@ pub(super) async fn run(
         hints,
         finished: finished.clone(),
         heard,
-        hearing: Hearing::Well,
+        delivery: Delivery::Unproven,
+        doubtful_until: None,
         is_complete: false,
-        heard_before: [u64::MAX; 2],
+        heard_before: [0; 2],
+        loads_since_watched: 0,
         answered: 0,
         last_change: 0,
         pace: Pace::default(),
@@ -100,9 +102,13 @@ struct Watch {
     /// Absent while a blocking thread uses it.
     watched: Option<Watched>,
     is_complete: bool,
-    hearing: Hearing,
+    delivery: Delivery,
+    /// There was a change without an event so far. If none comes until then, there will be none.
+    doubtful_until: Option<Instant>,
     /// How many events there had been at the end of the load before the last one, and at the end of the last one.
     heard_before: [u64; 2],
+    /// How many loads have ended since a directory was last watched that was not watched before.
+    loads_since_watched: u64,
     /// How many events there had been when the driver last got a hint.
     answered: u64,
     last_change: u64,
@@ -110,40 +116,39 @@ struct Watch {
     is_reported: bool,
 }
 
-/// Whether events come when files change.
+/// Whether events come when the source changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Hearing {
-    Well,
-    /// There was a change and no event so far.
-    DoubtfulUntil(Instant),
-    Deaf,
+enum Delivery {
+    /// There was no change yet that an event has announced. On a network file system there never is one.
+    Unproven,
+    Works,
+    Fails,
 }
 
 impl Watch {
     async fn follow(mut self) {
         let mut is_hint = false;
         while let Some(rewatched) = self.rewatch().await {
-            let is_watched = self.is_complete && self.hearing != Hearing::Deaf;
+            let is_watched = self.is_complete && self.delivery == Delivery::Works;
+            // The next poll of a driver that relied on events may be far away.
+            let must_poll = self.hints.set_watched(is_watched) && !is_watched;
             // A change that was made before the directory was watched has caused no event.
-            if self.hints.set_watched(is_watched) || rewatched || is_hint {
+            if must_poll || rewatched || is_hint {
                 self.hints.look();
             }
-            let doubtful_until = match self.hearing {
-                Hearing::DoubtfulUntil(at) => Some(at),
-                Hearing::Well | Hearing::Deaf => None,
-            };
             is_hint = tokio::select! {
                 () = self.heard.events.notified() => {
-                    self.hearing = Hearing::Well;
+                    if self.doubtful_until.take().is_some() {
+                        self.delivery = Delivery::Works; // it only came late
+                    }
                     self.event_came().await
                 }
                 Ok(()) = self.finished.changed() => {
                     self.load_ended();
                     false
                 }
-                () = sleep_until(doubtful_until) => {
-                    self.hearing = Hearing::Deaf;
-                    events::watcher_deaf(self.source.name());
+                () = sleep_until(self.doubtful_until) => {
+                    self.event_missed();
                     false
                 }
             };
@@ -173,7 +178,7 @@ impl Watch {
             Some(_) => {}
         }
         if result.is_new {
-            self.heard_before = [u64::MAX; 2]; // earlier changes cannot have caused an event
+            self.loads_since_watched = 0;
         }
         Some(result.is_new)
     }
@@ -188,17 +193,31 @@ impl Watch {
         true
     }
 
-    /// Looks whether the source has changed without an event.
+    /// Looks whether the source has changed, and whether an event has announced it.
     fn load_ended(&mut self) {
         let change = self.finished.borrow_and_update().last_change;
         let has_changed = mem::replace(&mut self.last_change, change) != change;
         let heard = self.heard.count.load(Ordering::SeqCst);
         let [before, last] = self.heard_before;
-        // The change was made after the previous load had begun, and that load began after the end of the one before.
-        if has_changed && heard == before && self.is_complete && self.hearing == Hearing::Well {
-            self.hearing = Hearing::DoubtfulUntil(Instant::now() + GRACE);
-        }
         self.heard_before = [last, heard];
+        // The change was made after the previous load had begun, and that load began after the end of the one before.
+        // So if the directory was watched by then, the event came after that.
+        let must_have_heard = self.is_complete && self.loads_since_watched >= 2;
+        self.loads_since_watched += 1;
+        if has_changed && heard > before {
+            self.delivery = Delivery::Works;
+            self.doubtful_until = None;
+        } else if has_changed && must_have_heard {
+            self.doubtful_until.get_or_insert(Instant::now() + GRACE);
+        }
+    }
+
+    /// The source has changed, and no event came.
+    fn event_missed(&mut self) {
+        self.doubtful_until = None;
+        if mem::replace(&mut self.delivery, Delivery::Fails) != Delivery::Fails {
+            events::watcher_deaf(self.source.name());
+        }
     }
 }
 

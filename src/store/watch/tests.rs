@@ -12,6 +12,31 @@ const SETTLED: Duration = Duration::from_millis(200);
 const ONE_POLL: Duration = Duration::from_millis(6010 + 200);
 const ONE_SLOW_POLL: Duration = Duration::from_millis(36_010 + 200);
 
+/// The events of this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn collect(&self) -> tracing::subscriber::DefaultGuard {
+        let log = self.clone();
+        tracing::subscriber::set_default(tracing_subscriber::fmt().with_writer(move || log.clone()).finish())
+    }
+
+    fn count(&self, text: &str) -> usize {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).matches(text).count()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 struct KeyFile(TempDir);
 
 impl KeyFile {
@@ -44,6 +69,17 @@ fn key_file() -> KeyFile {
     KeyFile(tempfile::tempdir().unwrap())
 }
 
+/// A watcher that hears what a test tells it.
+fn told() -> (MakeWatcher, Arc<Mutex<Option<Arc<Heard>>>>) {
+    let ears = Arc::new(Mutex::new(None));
+    let kept = Arc::clone(&ears);
+    let make: MakeWatcher = Arc::new(move |heard| {
+        *kept.lock().unwrap() = Some(heard);
+        Ok(Box::new(NullWatcher))
+    });
+    (make, ears)
+}
+
 /// It says that it watches, and hears nothing.
 fn deaf() -> MakeWatcher {
     Arc::new(|_| Ok(Box::new(NullWatcher)))
@@ -67,33 +103,77 @@ async fn without_a_watcher_the_file_is_polled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deaf_watcher_costs_one_slow_poll_and_no_more() {
+async fn where_no_events_come_each_rotation_costs_one_poll() {
+    let log = Log::default();
+    let _of_this_thread = log.collect();
     let file = key_file();
     let store = file.store(deaf()).await;
-    tokio::time::sleep(Duration::from_secs(300)).await;
-    let first = file.time_to_see(&store, 2).await;
-    assert!(first <= ONE_SLOW_POLL, "seen only after {first:?}");
-    tokio::time::sleep(2 * GRACE).await;
-    for n in 3..=20 {
+    for n in 2..=20 {
         let time = file.time_to_see(&store, n).await;
-        assert!(time <= ONE_POLL, "seen only after {time:?}");
+        assert!(time <= ONE_POLL, "number {n} is seen only after {time:?}");
     }
+    tokio::time::sleep(2 * GRACE).await;
+    assert_eq!(log.count("changed without a file event"), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn polls_are_slow_while_somebody_watches_and_only_then() {
+async fn events_that_stop_cost_one_slow_poll_and_no_more() {
+    let log = Log::default();
+    let _of_this_thread = log.collect();
+    let (make, ears) = told();
+    let file = key_file();
+    let store = file.store(make).await;
+    for n in [2, 12] {
+        // One event that announces a change, and from then on none.
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let heard: Arc<Heard> = ears.lock().unwrap().clone().unwrap();
+        heard.hear(Ok(Event::new(EventKind::Any)));
+        let announced = file.time_to_see(&store, n).await;
+        assert!(announced <= SETTLED, "seen only after {announced:?}");
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let first = file.time_to_see(&store, n + 1).await;
+        assert!(first <= ONE_SLOW_POLL, "seen only after {first:?}");
+        tokio::time::sleep(2 * GRACE).await;
+        for n in n + 2..n + 10 {
+            let time = file.time_to_see(&store, n).await;
+            assert!(time <= ONE_POLL, "number {n} is seen only after {time:?}");
+        }
+    }
+    assert_eq!(log.count("changed without a file event"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_comes_after_the_poll_is_none_that_was_missed() {
+    let log = Log::default();
+    let _of_this_thread = log.collect();
+    let (make, ears) = told();
+    let file = key_file();
+    let store = file.store(make).await;
+    for n in 2..=10 {
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        file.time_to_see(&store, n).await;
+        tokio::time::sleep(GRACE / 2).await;
+        let heard: Arc<Heard> = ears.lock().unwrap().clone().unwrap();
+        heard.hear(Ok(Event::new(EventKind::Any)));
+    }
+    tokio::time::sleep(2 * GRACE).await;
+    assert_eq!(log.count("changed without a file event"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn polls_are_slow_only_while_events_are_known_to_come() {
     let works = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&works);
-    let make: MakeWatcher = Arc::new(move |_| match switch.load(Ordering::SeqCst) {
-        true => Ok(Box::new(NullWatcher)),
+    let (make, ears) = told();
+    let make: MakeWatcher = Arc::new(move |heard| match switch.load(Ordering::SeqCst) {
+        true => make(heard),
         false => Err(notify::Error::generic("not now")),
     });
     let file = key_file();
     let store = file.store(make).await;
     let polls = async |seconds| {
-        let before = store.status().checked_at;
         let mut polls = 0;
-        let mut last = before;
+        let mut last = store.status().checked_at;
         for _ in 0..seconds {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let checked = store.status().checked_at;
@@ -104,17 +184,18 @@ async fn polls_are_slow_while_somebody_watches_and_only_then() {
     assert!((50..=75).contains(&polls(300).await));
     works.store(true, Ordering::SeqCst);
     tokio::time::sleep(ONE_POLL).await;
+    assert!((50..=75).contains(&polls(300).await), "no event has proven that they come");
+    let heard: Arc<Heard> = ears.lock().unwrap().clone().unwrap();
+    heard.hear(Ok(Event::new(EventKind::Any))); // without a change
+    assert!((50..=75).contains(&polls(300).await), "no event has announced a change");
+    heard.hear(Ok(Event::new(EventKind::Any)));
+    file.time_to_see(&store, 2).await;
     assert!((7..=13).contains(&polls(300).await));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_event_is_heard_also_after_it_was_deaf() {
-    let ears = Arc::new(Mutex::new(None));
-    let kept = Arc::clone(&ears);
-    let make: MakeWatcher = Arc::new(move |heard| {
-        *kept.lock().unwrap() = Some(heard);
-        Ok(Box::new(NullWatcher))
-    });
+    let (make, ears) = told();
     let file = key_file();
     let store = file.store(make).await;
     tokio::time::sleep(Duration::from_secs(300)).await;
