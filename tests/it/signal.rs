@@ -129,12 +129,16 @@ fn stopped_child() {
         return;
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let accepted = runtime.block_on(refused_and_stopped(Path::new(&path)));
+    let fal = runtime.block_on(MockFal::start()).unwrap();
+    let requests = runtime.block_on(refused(&fal, Path::new(&path)));
+    println!("all are refused");
+    let answers = runtime.block_on(requests.join_all());
+    let accepted = answers.iter().filter(|status| **status == Some(StatusCode::OK)).count();
     println!("{accepted} of {REQUESTS} accepted");
 }
 
-async fn refused_and_stopped(path: &Path) -> usize {
-    let fal = MockFal::start().await.unwrap();
+/// Requests that were refused, and wait for a newer key.
+async fn refused(fal: &MockFal, path: &Path) -> JoinSet<Option<StatusCode>> {
     fal.accept(&key(2));
     let source = FileSource::new(path).poll_every(Duration::from_secs(60 * 60));
     let store = CredentialStore::builder(source).build().await.unwrap();
@@ -145,14 +149,13 @@ async fn refused_and_stopped(path: &Path) -> usize {
     let mut requests = JoinSet::new();
     for _ in 0..REQUESTS {
         let request = Request::post(fal.run_url("/fal-ai/flux")).body(Full::new(Bytes::from_static(b"{}"))).unwrap();
-        requests.spawn(client.clone().oneshot(request));
+        let answer = client.clone().oneshot(request);
+        requests.spawn(async { answer.await.ok().map(|answer| answer.status()) });
     }
     // The source has brought the old key once more, and the requests wait for another one.
     let asked = store.status().checked_at;
     while fal.requests() < REQUESTS as u64 || store.status().checked_at == asked {
         tokio::task::yield_now().await;
     }
-    println!("all are refused");
-    let answers = requests.join_all().await;
-    answers.iter().filter(|answer| answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::OK)).count()
+    requests
 }
