@@ -12,18 +12,18 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io, mem,
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use notify::{
-    Event, EventKind, RecursiveMode, Watcher,
+    Event, EventKind,
     event::{AccessKind, AccessMode, ModifyKind},
 };
 use tokio::{
@@ -31,6 +31,10 @@ use tokio::{
     time::Instant,
 };
 
+use self::{
+    catch_unwind::{BoxWatcher, CatchUnwindWatcher},
+    directories::{Identity, behind_links, directory_of, identify},
+};
 use super::{
     driver::{Hints, sleep_until},
     shared::Finished,
@@ -42,6 +46,9 @@ use crate::{
     source::{BoxSource, CredentialSource as _},
 };
 
+mod catch_unwind;
+mod directories;
+
 /// How long to wait for more events. The wait doubles each time that nothing new was found.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 const LONGEST_DEBOUNCE: Duration = Duration::from_secs(1);
@@ -49,12 +56,8 @@ const LONGEST_DEBOUNCE: Duration = Duration::from_secs(1);
 /// How long after a load that saw a change the event of this change may come, before it counts as missed.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How many symbolic links in a row are followed to the directories behind them.
-const MOST_LINKS: usize = 8;
-
 /// Makes a watcher that reports to [`Heard`]. A test hands in one that fails or is deaf.
 pub(super) type MakeWatcher = Arc<dyn Fn(Arc<Heard>) -> notify::Result<BoxWatcher> + Send + Sync>;
-pub(super) type BoxWatcher = Box<dyn Watcher + Send>;
 
 /// The watcher that is best on this system.
 pub(super) fn recommended() -> MakeWatcher {
@@ -356,75 +359,6 @@ impl Rewatched {
     fn fail(&mut self, error: impl Into<BoxError>) {
         self.is_complete = false;
         self.failure.get_or_insert(error.into());
-    }
-}
-
-/// The parent.
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-        None => path,
-    }
-}
-
-/// The directories of the files to which links lead from here, one link after the other.
-fn behind_links(path: PathBuf) -> impl Iterator<Item = PathBuf> {
-    let follow = |path: &PathBuf| fs::read_link(path).ok().map(|target| directory_of(path).join(target));
-    std::iter::successors(Some(path), follow).skip(1).take(MOST_LINKS).map(|path| directory_of(&path).to_owned())
-}
-
-/// Identifies a directory. Inode numbers are reused, so the creation time is included.
-type Identity = ((u64, u64), Option<SystemTime>);
-
-fn identify(directory: &Path) -> io::Result<(PathBuf, Identity)> {
-    let directory = fs::canonicalize(directory)?;
-    let metadata = fs::metadata(&directory)?;
-    #[cfg(unix)]
-    let inode = {
-        use std::os::unix::fs::MetadataExt as _;
-        (metadata.dev(), metadata.ino())
-    };
-    #[cfg(not(unix))]
-    let inode = (0, 0);
-    Ok((directory, (inode, metadata.created().ok())))
-}
-
-/// A watcher whose panics are caught. That of `notify` panics when its thread is gone or could not be started, and once
-/// more when it is dropped.
-struct CatchUnwindWatcher(Option<BoxWatcher>);
-
-impl CatchUnwindWatcher {
-    fn new(watcher: BoxWatcher) -> Self {
-        Self(Some(watcher))
-    }
-
-    fn watch(&mut self, directory: &Path) -> Result<(), BoxError> {
-        self.call(|watcher| watcher.watch(directory, RecursiveMode::NonRecursive))?;
-        Ok(())
-    }
-
-    fn unwatch(&mut self, directory: &Path) {
-        let _ = self.call(|watcher| watcher.unwatch(directory)); // it may not be watched any more
-    }
-
-    fn is_dead(&self) -> bool {
-        self.0.is_none()
-    }
-
-    fn call(&mut self, call: impl FnOnce(&mut BoxWatcher) -> notify::Result<()>) -> notify::Result<()> {
-        let dead = || notify::Error::generic("the watcher has died");
-        let watcher = self.0.as_mut().ok_or_else(dead)?;
-        catch_unwind(AssertUnwindSafe(|| call(watcher))).unwrap_or_else(|_| {
-            drop(Self(self.0.take()));
-            Err(dead())
-        })
-    }
-}
-
-impl Drop for CatchUnwindWatcher {
-    fn drop(&mut self) {
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.0.take())));
     }
 }
 

@@ -1,6 +1,9 @@
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::{
+    fs, io,
+    sync::atomic::{AtomicBool, AtomicUsize},
+};
 
-use notify::NullWatcher;
+use notify::{NullWatcher, RecursiveMode, Watcher};
 use tempfile::TempDir;
 
 use super::*;
