@@ -122,7 +122,7 @@ impl SourceError {
     }
 
     pub(crate) fn panicked(source: impl Into<Arc<str>>) -> Self {
-        // Without the panic's own text: nobody knows what it holds.
+        // Without the panic's own text, which may hold anything.
         Self::assemble(source, SourceErrorKind::Panicked, "panicked while it loaded a credential".to_owned(), None)
     }
 
@@ -386,7 +386,7 @@ mod tests {
     fn an_error_that_is_its_own_cause_comes_to_an_end() {
         #[derive(Debug, thiserror::Error)]
         #[error("endless {0}")]
-        struct Endless(u8, #[source] Option<Box<Endless>>);
+        struct Endless(u8, #[source] Option<Box<Self>>);
 
         let endless = (0..100).fold(None, |cause, n| Some(Box::new(Endless(n, cause)))).unwrap();
         let causes = report(&SourceError::new("mine", endless)).matches("endless").count();

@@ -201,7 +201,7 @@ struct BadLine {
 }
 
 /// The content as `dotenvy` can read it: with a [`DOLLAR`] for each `$` that it would replace, and with U+FFFD for what is
-/// no UTF-8, which may be in a comment or in a variable that nobody asked for.
+/// no UTF-8, which may be in a comment or in another variable.
 fn to_text(content: &[u8]) -> Zeroizing<String> {
     let content = content.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(content);
     // Of all that is written, a `$` and an invalid byte grow the most, to three bytes. The text never moves.

@@ -496,7 +496,7 @@ mod tests {
             let source = source.clone();
             async move { source.load().await }
         });
-        // Until it has looked once. Nobody sleeps here, so the stopped clock stands still.
+        // Until it has looked once. This task never sleeps, so the paused clock stands still.
         while source.seen().resolved.is_none() {
             tokio::task::yield_now().await;
         }

@@ -151,7 +151,7 @@ async fn a_mounted_file_comes_before_the_environment_once_it_is_there() {
 }
 
 #[tokio::test]
-async fn a_mounted_file_that_is_wrong_is_an_error_before_the_environment() {
+async fn a_wrong_file_before_the_environment_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("fal_key");
     let chain = || {
@@ -168,7 +168,7 @@ async fn a_mounted_file_that_is_wrong_is_an_error_before_the_environment() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_chain_keeps_the_key_of_a_winner_that_is_gone_until_it_is_back_or_outranked() {
+async fn a_chain_keeps_the_key_of_its_winner() {
     let every = Duration::from_secs(5);
     let [first, winner, last] = [(); 3].map(|()| Script::new(every, Says::Nothing));
     winner.brings(2);
@@ -239,7 +239,7 @@ fn a_variable_that_shadows_a_file_is_one_event() {
 }
 
 #[test]
-fn a_directory_in_which_everybody_can_replace_the_file_is_an_event_and_once() {
+fn a_world_writable_directory_is_one_event() {
     let set_mode = |path: &std::path::Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (path, link) = (directory.path().join("fal_key"), elsewhere.path().join("fal_key"));

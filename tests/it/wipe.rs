@@ -204,7 +204,11 @@ fn refused(secret: &Arc<Secret>) -> KeepAlive {
         fs::write(&dotenv_file, &*secret.text("FAL_KEY=", &" ".repeat(64 * 1024))).unwrap();
         let dotenv = CredentialStore::builder(DotenvSource::new(&dotenv_file)).build().await.unwrap_err();
         assert!(dotenv.to_string().contains("larger than 65536 bytes"), "{dotenv}");
-        (file, chain, pair, dotenv, env, Credential::key(&*malformed).unwrap_err())
+        // In base64, which is decoded to tell.
+        let encoded = URL_SAFE_NO_PAD.encode(&*secret.key());
+        let encoded = Credential::key(encoded).unwrap_err();
+        assert!(encoded.to_string().contains("decode it once"), "{encoded}");
+        (file, chain, pair, dotenv, env, encoded, Credential::key(&*malformed).unwrap_err())
     });
     Box::new(errors)
 }
