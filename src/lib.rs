@@ -92,7 +92,7 @@
 //! | `axum` | [`FalAuthError`] as an axum handler's response: [the table](mod@axum) |
 //! | `client` | [`FalClient`]: one boxed type for a client, for `State` and struct fields |
 //! | `client-rustls` | [`FalClient::https`] and [`FalClient::rustls`]: the same over TLS |
-//! | `dotenv` | [`DotenvSource`](source::DotenvSource): one variable of a `.env` file |
+//! | `dotenv` | [`DotenvSource`](source::DotenvSource): the key in a `.env` file |
 //! | `metrics` | [gauges and counters](docs::observability#metrics) |
 //! | `mock` | [`MockFal`](mock::MockFal): an in-process fal on loopback, for tests |
 //! | `reqwest` | [`ReqwestService`](reqwest::ReqwestService): a `reqwest::Client` that the layers fit around |

@@ -38,8 +38,8 @@ const MOST_LOOKS: u32 = 10;
 /// # Mount the directory
 /// Mount the *directory*, and name the file in it. Kubelet and most tools rotate a key by putting another file in its
 /// place. A mount of the file alone, such as Kubernetes' `subPath` or a secret of Docker Compose, keeps showing the file
-/// that was there when the container started: it shows what is written into that file, and never the next file. The
-/// README has a table of what rotates in place.
+/// that was there when the container started: it shows what is written into that file, and never the next file.
+/// [`docs::rotation`](crate::docs::rotation) has a table of what rotates in place.
 ///
 /// # What it does not do
 /// * It never answers that it has no credential: a missing file is an error, unless you say
