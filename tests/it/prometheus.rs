@@ -73,7 +73,7 @@ async fn the_queries_name_each_process_that_needs_the_old_key() {
 
 /// The queries as they stand in the documentation, one a line, for the keys of this test.
 fn queries() -> Vec<String> {
-    let documentation = include_str!("../../README.md");
+    let documentation = include_str!("../../docs/rotation.md");
     let (_, queries) = documentation.split_once("```promql\n").unwrap();
     let (queries, _) = queries.split_once("```").unwrap();
     let id = |n| key(n).key_id().unwrap().to_string();
