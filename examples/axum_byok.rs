@@ -98,7 +98,8 @@ async fn main() -> ExitCode {
         Ok(App {
             router: Router::new().route("/run/{*app}", post(run)).with_state(byok),
             // A tenant's trouble is no reason to take the server from the others.
-            ready: Arc::new(move || (true, json!({ "tenants": states(&tenants) }))),
+            ready: Box::new(|| true),
+            details: Box::new(move || json!({ "ready": true, "tenants": states(&tenants) })),
             try_it: r#"-d '{"prompt":"a lighthouse"}' -H 'authorization: Bearer token-of-acme' {}/run/fal-ai/flux"#,
         })
     })

@@ -1,15 +1,17 @@
-//! An image service: `POST /images` with a prompt, answered with the pictures once they are drawn.
+//! An image service: `POST /images` with a prompt. The answer comes when the images are ready.
 //!
 //! ```text
 //! cargo run --example axum_images -- --demo
 //! curl -d '{"prompt":"a lighthouse"}' -H content-type:application/json http://127.0.0.1:3000/images
 //! ```
 //!
-//! The work goes through fal's queue: submit, ask for the status, fetch the result. The client is in `State`, as one
-//! type; when fal refuses the key, the caller gets a 502 or 503 that says nothing secret, and the log says the rest.
+//! The work goes through fal's queue: submit a job, poll its status, fetch the result. The client is in `State`, as one
+//! type. If fal refuses the key, the caller gets a 502 or 503 that says nothing secret, and the log says the rest.
 //!
-//! fal's answer names the URLs at which to follow a job. They are made here from its id instead: where an answer
-//! leads is not for an answer to say.
+//! fal's answer contains the URLs of the job. This server makes them from the job's id instead, so that an answer cannot
+//! choose where the next request goes.
+//!
+//! At most `--max-requests` orders are under way at a time. The others are answered with 503 and `Retry-After`.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
@@ -54,13 +56,13 @@ struct Arguments {
     options: Options,
 }
 
-/// Which model draws.
+/// The model that draws.
 const MODEL: &str = "fal-ai/flux/schnell";
 
-/// Under which name the queue knows its jobs: the model without what comes after its second name.
+/// The name under which the queue has the jobs of this model: its owner and app, without the rest.
 const APP: &str = "fal-ai/flux";
 
-/// How long to wait between two looks at a job. As `@fal-ai/client` 1.10.1 does.
+/// How long to wait between two polls. `@fal-ai/client` 1.10.1 waits as long.
 const POLL: Duration = Duration::from_millis(500);
 
 /// The longest answer that is read, in bytes.
@@ -76,7 +78,7 @@ async fn main() -> ExitCode {
         let store = upstream.store(key_file.as_deref()).await?;
         let layer = tower_fal::layer(&store)
             .auth(|auth| auth.origins(upstream.origins.clone()))
-            // Asking again how a job is doing costs nothing. A POST is never repeated: fal bills it.
+            // It costs nothing to ask for a status again. A POST is never repeated, because fal bills it.
             .retry(|retry| retry.transient(Transient::default()));
         let client = Client::builder(TokioExecutor::new()).build(Upstream::connector()?);
         let images =
@@ -109,25 +111,25 @@ struct Progress {
     status: String,
 }
 
-/// If the caller goes away, or time is up, this is dropped where it waits. The job goes on, and is billed.
+/// If the caller goes away or the request times out, this is dropped while it waits. The job goes on, and fal bills it.
 async fn draw(State(images): State<Images>, Json(order): Json<Order>) -> Result<Json<Value>, Failed> {
     let job: Submitted = images.call(Method::POST, MODEL, json!({ "prompt": order.prompt }).to_string()).await?;
     if !is_id(&job.request_id) {
-        return Err(Failed::Answer("it has a request id that is none".into()));
+        return Err(Failed::Answer("its request id is not one".into()));
     }
     let result = format!("{APP}/requests/{}", job.request_id);
     let status = format!("{result}/status");
     loop {
         let progress: Progress = images.call(Method::GET, &status, String::new()).await?;
         if progress.status == "COMPLETED" {
-            // Also if it failed: then the result is an error.
+            // A job that failed is completed too, and its result is an error.
             return Ok(Json(images.call(Method::GET, &result, String::new()).await?));
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
-/// Whether it can be part of a path and is nothing else.
+/// Whether it is safe as a part of a path.
 fn is_id(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
@@ -146,19 +148,19 @@ impl Images {
         }
         let body =
             axum::body::to_bytes(Body::new(body), MAX_ANSWER).await.map_err(|error| Failed::Answer(error.into()))?;
-        // The error's own words quote what was found.
+        // serde's own text quotes the answer.
         let fault = |error: serde_json::Error| format!("{:?} error in column {}", error.classify(), error.column());
         serde_json::from_slice(&body).map_err(|error| Failed::Answer(fault(error).into()))
     }
 }
 
-/// Why there are no pictures.
+/// Why there are no images.
 enum Failed {
-    /// There is no answer, or the key was refused.
+    /// There is no answer, or fal refused the key.
     Fal(FalAuthError),
-    /// An answer, and no good one.
+    /// The answer has a status that is not a success.
     Status(StatusCode),
-    /// An answer that cannot be read, and what is wrong with it: nothing that stands in it.
+    /// The answer cannot be read. The text says what is wrong and contains nothing of the answer.
     Answer(BoxError),
 }
 
@@ -171,12 +173,12 @@ impl From<FalAuthError> for Failed {
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
         match self {
-            // It writes to the log itself.
+            // This writes to the log itself.
             Self::Fal(error) => error.into_response(),
-            // The model does not want this prompt.
+            // The model rejects this prompt.
             Self::Status(StatusCode::UNPROCESSABLE_ENTITY) => problem(StatusCode::UNPROCESSABLE_ENTITY, "input"),
             Self::Status(status) => {
-                warn!(%status, "fal could not do it");
+                warn!(%status, "fal did not run the job");
                 match status {
                     StatusCode::TOO_MANY_REQUESTS => problem(StatusCode::SERVICE_UNAVAILABLE, "busy"),
                     StatusCode::GATEWAY_TIMEOUT => problem(status, "timeout"),

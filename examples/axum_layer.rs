@@ -1,21 +1,21 @@
-//! A forwarding server: what is sent to `/layer/…` or `/client/…` goes to fal with the server's key, and back.
+//! A forwarding server: it sends what comes to `/layer/…` or `/client/…` to fal with its own key, and the answer back.
 //!
 //! ```text
 //! cargo run --example axum_layer -- --demo
 //! curl -d '{"prompt":"a lighthouse"}' -H content-type:application/json http://127.0.0.1:3000/client/fal-ai/flux/dev
 //! ```
 //!
-//! [`check`] turns away what is no call to fal. Then both begin with [`to_fal`], which makes a request of the server's
-//! own out of the caller's: an absolute URI, whose origin is the server's choice, and the few headers that are fal's
-//! business. So neither what the caller wrote into `Host` or into an absolute URI, nor its cookies, its `authorization`
-//! or its hop-by-hop headers go any further.
+//! [`check`] refuses what is not a call to fal. Then both ways begin with [`to_fal`], which makes a new request: with an
+//! absolute URI, whose origin the server chooses, and with the few headers that fal needs. So fal sees neither what the
+//! caller wrote into `Host` or into an absolute URI, nor its cookies, its `authorization` or its hop-by-hop headers.
+//! [`back`] does the same for the answer. An app can answer with anything, so `serve` adds headers with which no browser
+//! runs an answer as a page of this server, and refuses requests that pages of other sites cause.
 //!
-//! * `/layer/…` has [`FalAuthLayer`] on the router, between `to_fal` and the forwarder. It works; but the layer alone
-//!   replays nothing, refusals of the server's own key are handed to the caller, and all that is behind the layer has
-//!   the key in its hands.
-//! * `/client/…` is the better shape: the router serves what calls fal, a client with `tower_fal::layer` around it.
+//! * `/layer/…` has [`FalAuthLayer`] on the router, between `to_fal` and the forwarder. It works, but the layer alone
+//!   does not replay, the caller sees refusals of the server's own key, and everything behind the layer sees the key.
+//! * `/client/…` is the better way: the router serves a client that calls fal, with `tower_fal::layer` around it.
 //!
-//! Whoever can reach this server spends from your account: it wants a login of yours in front of it.
+//! Everyone who can reach this server spends from your account. Put a login of yours in front of it.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
@@ -24,7 +24,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, Bytes, HttpBody},
     error_handling::HandleErrorLayer,
     extract::Request,
     http::{
@@ -40,7 +40,7 @@ use tower::{
     ServiceBuilder, service_fn,
     util::{MapRequestLayer, MapResponseLayer},
 };
-use tower_fal::{FalAuthError, FalAuthLayer};
+use tower_fal::{FalAuthError, FalAuthLayer, error::BoxError};
 
 use self::serve::{App, Options, Upstream, climbs_out, problem};
 
@@ -59,13 +59,13 @@ struct Arguments {
     options: Options,
 }
 
-/// How fal is asked. Not by a `TRACE`, whose answer may hold the request as it came: with the key.
-const ASKED_BY: [Method; 6] = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS];
+/// The methods that are forwarded. `TRACE` is not: its answer may repeat the request, and so the key.
+const FORWARDED: [Method; 6] = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS];
 
-/// Of the caller's headers. Not `x-fal-*`, by which a caller could choose for whom and how urgently fal works.
+/// The headers of the caller that fal gets. With `x-fal-*` a caller could choose for whom and how urgently fal works.
 const SENT: [HeaderName; 2] = [ACCEPT, CONTENT_TYPE];
 
-/// Of fal's headers.
+/// The headers of fal that the caller gets.
 const RETURNED: [HeaderName; 6] = [
     CACHE_CONTROL,
     CONTENT_LENGTH,
@@ -94,7 +94,7 @@ async fn main() -> ExitCode {
         let layer = Router::new()
             .fallback_service(forward)
             .layer(FalAuthLayer::new(store.clone()).origins(origins.clone()))
-            // Of a router's layers the last one is the outermost.
+            // The last layer of a router is the outermost one.
             .layer(to_fal.clone())
             .layer(MapResponseLayer::new(back));
 
@@ -113,9 +113,9 @@ async fn main() -> ExitCode {
     .await
 }
 
-/// Lets through what can be forwarded.
+/// Refuses what cannot be forwarded.
 async fn check(request: Request, next: Next) -> Response {
-    if !ASKED_BY.contains(request.method()) {
+    if !FORWARDED.contains(request.method()) {
         problem(StatusCode::METHOD_NOT_ALLOWED, "method")
     } else if climbs_out(request.uri().path()) {
         problem(StatusCode::NOT_FOUND, "path")
@@ -129,17 +129,25 @@ fn to_fal(base: &str, request: Request) -> Request {
     let (head, body) = request.into_parts();
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
     let mut ours = Request::new(body);
-    // A path that is none leaves the URI without an origin: then it gets no key, and goes nowhere.
+    // If the path is not valid, the URI has no origin. Then the request gets no key and is not sent.
     *ours.uri_mut() = format!("{base}{path}").parse().unwrap_or_default();
     *ours.method_mut() = head.method;
     *ours.headers_mut() = only(&SENT, &head.headers);
     ours
 }
 
-/// fal's response as one of this server's own.
-fn back<B>(response: Response<B>) -> Response<B> {
+/// A response of this server's own, with what fal answered.
+fn back<B>(response: Response<B>) -> Response
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
     let (head, body) = response.into_parts();
-    let mut ours = Response::new(body);
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        // Nobody asked for it, so nobody knows what comes after it.
+        return problem(StatusCode::BAD_GATEWAY, "switched_protocols");
+    }
+    let mut ours = Response::new(Body::new(body));
     *ours.status_mut() = head.status;
     *ours.headers_mut() = only(&RETURNED, &head.headers);
     ours

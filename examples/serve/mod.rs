@@ -1,11 +1,14 @@
-//! What a server has around its routes, whatever they do: the three `axum_*` examples share it.
+//! What surrounds the routes of a server, whatever they do. The three `axum_*` examples share it.
 //!
-//! * Probes: `/healthz` says that the process lives, `/readyz` whether it should get requests, and what is the matter
-//!   if something is. It names key ids and files: both are for your platform, not for the world.
-//! * For each request an id, a span with host and path (never the query), a time-out, and a limit to its body.
-//! * A shutdown that loses no request. At SIGTERM or ctrl-c `/readyz` turns 503 and requests are still served, until
-//!   whoever sends them has noticed (`--drain-delay`). Then no more connections are accepted, and what is open may
-//!   finish (`--drain-timeout`). A second signal ends it at once.
+//! * One accept loop: bounds on connections, on heads and on the time in which nothing happens.
+//! * `/healthz` says that the process lives, and `/readyz` whether it should get requests. They say no more than that,
+//!   because everyone can ask. Key ids, file names and metrics are on a listener of their own: `--admin`.
+//! * For each request an id, a span with host and path (never the query), a timeout, and a limit to its body. Only so
+//!   many requests are under way at a time; the others are answered with 503.
+//! * Requests that pages of other sites cause are refused, and answers cannot run as pages of this server.
+//! * A shutdown that loses no request. At SIGTERM or ctrl-c `/readyz` turns 503, and the server goes on until those who
+//!   send requests have noticed (`--drain-delay`). Then it accepts no more connections, and open requests may finish
+//!   (`--drain-timeout`). A second signal ends it at once.
 
 use std::{
     io,
@@ -18,19 +21,27 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Router,
     extract::Request,
     http::{
         HeaderValue, StatusCode,
-        header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, COOKIE, HOST, PROXY_AUTHORIZATION, SET_COOKIE},
+        header::{
+            AUTHORIZATION, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, COOKIE, HOST, PROXY_AUTHORIZATION,
+            SET_COOKIE, X_CONTENT_TYPE_OPTIONS,
+        },
         uri::Authority,
     },
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::get,
-    serve::ListenerExt as _,
 };
+use metrics::counter;
+use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::{Semaphore, oneshot},
+};
 use tower::{
     ServiceBuilder,
     util::{MapRequestLayer, MapResponseLayer},
@@ -40,37 +51,80 @@ use tower_http::{
     limit::RequestBodyLimitLayer,
     request_id::{MakeRequestUuid, PropagateRequestIdLayer, RequestId, SetRequestIdLayer},
     sensitive_headers::{SetSensitiveRequestHeadersLayer, SetSensitiveResponseHeadersLayer},
+    set_header::SetResponseHeaderLayer,
     timeout::TimeoutLayer,
     trace::{DefaultOnResponse, TraceLayer},
 };
 use tracing::{Level, Span, info, info_span, warn};
 
+mod accept;
+mod admin;
+mod browser;
+mod busy;
+mod connection;
+mod files;
 mod options;
+mod seldom;
 mod upstream;
 
+use self::{browser::Hosts, connection::Limits};
 pub(crate) use self::{options::Options, upstream::Upstream};
 
 /// The longest body that a request may have, in bytes.
 const MAX_BODY: usize = 1024 * 1024;
 
+/// How many connections the admin listener may have.
+const ADMIN_CONNECTIONS: usize = 32;
+
+/// How many connections may wait in the system's queue until they are accepted. `TcpListener::bind` allows 128, and
+/// clients that find no room there try again after seconds. Linux has a limit of its own: `net.core.somaxconn`.
+const BACKLOG: u32 = 4096;
+
 /// A server, ready to be run.
 pub(crate) struct App {
     pub(crate) router: Router,
-    /// Whether it can do its work, and what to say about that.
-    pub(crate) ready: Arc<dyn Fn() -> (bool, Value) + Send + Sync>,
+    /// Whether it can do its work.
+    pub(crate) ready: Box<dyn Fn() -> bool + Send + Sync>,
+    /// What those who run it may know about that.
+    pub(crate) details: Box<dyn Fn() -> Value + Send + Sync>,
     /// The rest of a curl command line, with `{}` in place of the server's URL.
     pub(crate) try_it: &'static str,
 }
 
 impl App {
     /// A server that can do its work if this store has a usable credential.
-    #[allow(dead_code)] // axum_byok has as many stores as tenants
+    #[allow(dead_code)] // axum_byok has one store for each tenant
     pub(crate) fn new(router: Router, store: CredentialStore, try_it: &'static str) -> Self {
-        let ready = move || {
-            let status = store.status();
-            (status.is_ready(), json!(status))
-        };
-        Self { router, ready: Arc::new(ready), try_it }
+        let ready = store.clone();
+        Self {
+            router,
+            ready: Box::new(move || ready.status().is_ready()),
+            details: Box::new(move || json!(store.status())),
+            try_it,
+        }
+    }
+}
+
+/// What the probes answer.
+struct Health {
+    ready: Box<dyn Fn() -> bool + Send + Sync>,
+    details: Box<dyn Fn() -> Value + Send + Sync>,
+    draining: AtomicBool,
+}
+
+impl Health {
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    fn is_ready(&self) -> bool {
+        (self.ready)() && !self.is_draining()
+    }
+
+    fn details(&self) -> Value {
+        let mut details = (self.details)();
+        details["draining"] = self.is_draining().into();
+        details
     }
 }
 
@@ -78,13 +132,7 @@ impl App {
 pub(crate) async fn run(options: Options, build: impl AsyncFnOnce(&Upstream) -> Result<App, BoxError>) -> ExitCode {
     // Standard output is for the address: programs that start this one read it there.
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
-    let served = async {
-        // It keeps the mock of --demo alive.
-        let upstream = Upstream::new(&options).await?;
-        let app = build(&upstream).await?;
-        serve(&options, app).await
-    };
-    match served.await {
+    match start(&options, build).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", report(&*error));
@@ -93,95 +141,147 @@ pub(crate) async fn run(options: Options, build: impl AsyncFnOnce(&Upstream) -> 
     }
 }
 
-async fn serve(options: &Options, app: App) -> Result<(), BoxError> {
-    // Before anybody is told to come, so that a signal finds someone who waits for it.
+async fn start(options: &Options, build: impl AsyncFnOnce(&Upstream) -> Result<App, BoxError>) -> Result<(), BoxError> {
+    // Before there is a store, so that nothing is missing in it.
+    let metrics = PrometheusBuilder::new().install_recorder()?;
+    // Before the address is printed, so that a signal that follows is not missed.
     let mut end = End::new()?;
-    let listener = TcpListener::bind(options.listen)
-        .await
-        .map_err(|error| format!("cannot listen on {}: {error}", options.listen))?;
-    let address = listener.local_addr()?;
-    let draining = Arc::new(AtomicBool::new(false));
-    let try_it = options.demo.then_some(app.try_it);
-    let router = around(app, options, Arc::clone(&draining));
+    // It keeps the mock of --demo alive.
+    let upstream = Upstream::new(options).await?;
+    let App { router, ready, details, try_it } = build(&upstream).await?;
+    let health = Arc::new(Health { ready, details, draining: AtomicBool::new(false) });
+    let limits = Limits { header_timeout: options.header_timeout, idle_timeout: options.idle_timeout };
+
+    let (listener, address) = listen(options.listen)?;
+    let router = around(router, options, Arc::clone(&health), browser::hosts(address.ip(), &options.host));
     let (stop, stopped) = oneshot::channel::<()>();
-    // Best effort: without it an answer is late, not wrong.
-    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-    let server = axum::serve(listener, router).with_graceful_shutdown(async {
+    let stopped = async {
         let _ = stopped.await;
-    });
-    let server = tokio::spawn(server.into_future());
-    announce(address, try_it);
+    };
+    let server = tokio::spawn(accept::serve("public", listener, router, limits, max_connections(options), stopped));
+    println!("listening on http://{address}");
+    if let Some(admin) = options.admin {
+        let (listener, address) = listen(admin)?;
+        let router = admin::router(Arc::clone(&health), metrics, browser::hosts(address.ip(), &options.host));
+        // It goes on until the process ends, so that probes are answered during the shutdown too.
+        let never = std::future::pending();
+        tokio::spawn(accept::serve("admin", listener, router, limits, ADMIN_CONNECTIONS, never));
+        println!("admin on http://{address}");
+    }
+    if options.demo {
+        println!("try: curl {}", try_it.replace("{}", &format!("http://{address}")));
+    }
 
     end.signal().await;
-    draining.store(true, Ordering::Relaxed);
-    info!(delay = ?options.drain_delay, "shutting down: not ready any more, and serving while that gets about");
+    health.draining.store(true, Ordering::Relaxed);
+    info!(delay = ?options.drain_delay, "shutting down: not ready any more, but still serving");
     tokio::select! {
         () = tokio::time::sleep(options.drain_delay) => {}
         () = end.signal() => return Ok(()),
     }
     drop(stop);
-    info!(timeout = ?options.drain_timeout, "no new connections; waiting for those that are open");
+    info!(timeout = ?options.drain_timeout, "accepting no more connections, and waiting for open requests");
     tokio::select! {
-        served = server => served??,
-        () = tokio::time::sleep(options.drain_timeout) => warn!("closing what is still open"),
-        () = end.signal() => warn!("closing what is still open, as told by a second signal"),
+        served = server => served?,
+        () = tokio::time::sleep(options.drain_timeout) => warn!("closing the connections that are still open"),
+        () = end.signal() => warn!("closing the connections that are still open, after a second signal"),
     }
     Ok(())
 }
 
-fn announce(address: SocketAddr, try_it: Option<&str>) {
-    println!("listening on http://{address}");
-    if let Some(try_it) = try_it {
-        println!("try: curl {}", try_it.replace("{}", &format!("http://{address}")));
+fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), BoxError> {
+    let listener = bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // On Windows it would let another process take the same port.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// As many as you asked for, or fewer if the system allows too few open files.
+fn max_connections(options: &Options) -> usize {
+    let wanted = options.max_connections.get();
+    match files::max_connections() {
+        Some(possible) if possible < wanted => {
+            warn!(wanted, possible, "the limit of open files (ulimit -n) is too low for so many connections");
+            possible
+        }
+        _ => wanted,
     }
 }
 
 /// The layers around an app's routes, and the probes beside them.
-fn around(app: App, options: &Options, draining: Arc<AtomicBool>) -> Router {
-    let App { router, ready, .. } = app;
+fn around(router: Router, options: &Options, health: Arc<Health>, hosts: Hosts) -> Router {
+    let max_requests = options.max_requests.get().min(Semaphore::MAX_PERMITS);
     let router = router.layer(
         ServiceBuilder::new()
+            // Outside of the log: a flood of requests must not become a flood of lines.
+            .layer(from_fn_with_state(Arc::new(Semaphore::new(max_requests)), busy::limit))
             .layer(MapRequestLayer::new(without_odd_request_id))
             .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
-            // Whoever prints headers further in prints `Sensitive`.
+            // Layers further in that print headers print `Sensitive`.
             .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION]))
             .layer(
                 TraceLayer::new_for_http()
                     .make_span_with(span)
                     .on_request(())
-                    .on_response(DefaultOnResponse::new().level(Level::INFO)),
+                    .on_response(DefaultOnResponse::new().level(Level::INFO))
+                    // It would write an error for each 502 of an outage. The events of `tower_fal` grow rarer instead.
+                    .on_failure(()),
             )
             .layer(SetSensitiveResponseHeadersLayer::new([SET_COOKIE]))
             .layer(PropagateRequestIdLayer::x_request_id())
+            .layer(from_fn_with_state(hosts, browser::guard))
             .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, options.request_timeout))
             .layer(RequestBodyLimitLayer::new(MAX_BODY)),
     );
-    // Not within the layers: probes come every few seconds, and nobody reads about them.
-    let is_draining = Arc::clone(&draining);
+    // Outside of the layers: probes come every few seconds, and nobody wants to read about them.
+    let is_ready = Arc::clone(&health);
     let readyz = move || {
-        let (ready, mut report) = ready();
-        let draining = is_draining.load(Ordering::Relaxed);
-        report["draining"] = draining.into();
-        let status = if ready && !draining { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        std::future::ready((status, Json(report)))
+        let ready = is_ready.is_ready();
+        std::future::ready(if ready {
+            (StatusCode::OK, "ready\n")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+        })
     };
-    // A client that keeps its connection would send its next request on it just as it is closed.
+    let count = |response: Response| {
+        counter!("server_requests_total", "status" => response.status().as_str().to_owned()).increment(1);
+        response
+    };
+    // A client that keeps its connection would send its next request just as the connection is closed.
     let close_when_draining = move |mut response: Response| {
-        if draining.load(Ordering::Relaxed) {
+        if health.is_draining() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     };
     router
+        .layer(MapResponseLayer::new(count))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
-        .layer(MapResponseLayer::new(close_when_draining))
+        .layer(
+            ServiceBuilder::new()
+                .layer(MapResponseLayer::new(close_when_draining))
+                // Answers are data. A browser must not guess that they are something else, nor run them as a page.
+                .layer(SetResponseHeaderLayer::overriding(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
+                .layer(SetResponseHeaderLayer::overriding(
+                    CONTENT_SECURITY_POLICY,
+                    HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox"),
+                )),
+        )
 }
 
-/// What the log says about a request. Not its query, which is where people put tokens.
+/// What the log says about a request. The query is not part of it, because people put tokens there.
 fn span<B>(request: &Request<B>) -> Span {
     let id = request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok());
-    // Parsed, as a name and a password may stand before it.
+    // It is parsed, because a name and a password may stand before the host.
     let in_header = || request.headers().get(HOST)?.to_str().ok()?.parse::<Authority>().ok();
     let host = request.uri().authority().cloned().or_else(in_header);
     info_span!(
@@ -193,7 +293,7 @@ fn span<B>(request: &Request<B>) -> Span {
     )
 }
 
-/// A caller may bring the id under which its own log has the request, if it looks like one.
+/// A caller may bring the id that the request has in its own log, if it looks like an id.
 fn without_odd_request_id<B>(mut request: Request<B>) -> Request<B> {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let id = request.headers().get("x-request-id").map(HeaderValue::as_bytes);
@@ -203,22 +303,22 @@ fn without_odd_request_id<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-/// Whether a caller's path would lead out of the URL that it is put below, if not here then where dots are taken for
-/// directories, before or after decoding.
-#[allow(dead_code)] // no path of axum_images is a caller's
+/// Whether a caller's path would lead out of the URL that it is put below, at any server that resolves `..`, before or
+/// after decoding.
+#[allow(dead_code)] // axum_images uses no path of a caller
 pub(crate) fn climbs_out(path: &str) -> bool {
     let decoded = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
     decoded.split(['/', '\\', ';']).any(|segment| segment == "..")
 }
 
-/// An error of the example's own, in the form in which a `FalAuthError` is answered.
+/// An error of the example itself, in the form of the response that a `FalAuthError` becomes.
 pub(crate) fn problem(status: StatusCode, reason: &str) -> Response {
     let title = status.canonical_reason().unwrap_or_default();
     let body = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "reason": reason });
     (status, [(CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
 }
 
-/// SIGTERM and ctrl-c, again and again.
+/// SIGTERM and ctrl-c, as often as they come.
 #[cfg(unix)]
 struct End {
     interrupt: tokio::signal::unix::Signal,

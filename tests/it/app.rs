@@ -35,6 +35,8 @@ pub(crate) struct App {
     log: JoinHandle<String>,
     /// Such as `http://127.0.0.1:3000`.
     pub(crate) url: String,
+    /// The same of the admin listener.
+    pub(crate) admin: String,
     client: Client<HttpConnector, Full<Bytes>>,
 }
 
@@ -60,9 +62,14 @@ impl App {
         Self::of(command).await
     }
 
-    /// Returns once it listens.
+    /// Returns once it listens, on free ports of this machine.
     pub(crate) async fn of(mut command: Command) -> Self {
-        command.args(["--listen", "127.0.0.1:0"]);
+        command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        Self::started(command).await
+    }
+
+    /// Returns once it listens where it was told.
+    pub(crate) async fn started(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut stderr = child.stderr.take().unwrap();
@@ -71,13 +78,18 @@ impl App {
             stderr.read_to_string(&mut log).await.unwrap();
             log
         });
-        let mut line = String::new();
-        stdout.read_line(&mut line).await.unwrap();
-        let Some(url) = line.trim_end().strip_prefix("listening on ") else {
-            panic!("{line}{}", log.await.unwrap());
-        };
+        let mut urls = Vec::new();
+        for before in ["listening on ", "admin on "] {
+            let mut line = String::new();
+            stdout.read_line(&mut line).await.unwrap();
+            let Some(url) = line.trim_end().strip_prefix(before) else {
+                panic!("{line}{}", log.await.unwrap());
+            };
+            urls.push(url.to_owned());
+        }
+        let [url, admin] = urls.try_into().unwrap();
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { child, _stdout: stdout, log, url: url.to_owned(), client }
+        Self { child, _stdout: stdout, log, url, admin, client }
     }
 
     /// Against a fal in this process that takes key number 1, which it has from a file.
@@ -109,9 +121,23 @@ impl App {
         self.send(Request::get(path).body(String::new()).unwrap()).await
     }
 
+    /// What the admin listener says.
+    pub(crate) async fn admin(&self, path: &str) -> Answer {
+        let request = Request::get(format!("{}{path}", self.admin)).body(Full::default()).unwrap();
+        Answer::of(self.client.request(request).await.unwrap()).await
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        self.url.strip_prefix("http://").unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
     /// What comes back for these bytes, until the connection is closed.
     pub(crate) async fn raw(&self, request: &str) -> String {
-        let mut stream = TcpStream::connect(self.url.strip_prefix("http://").unwrap()).await.unwrap();
+        let mut stream = TcpStream::connect(self.address()).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("no answer").unwrap();
@@ -128,15 +154,15 @@ impl App {
 
     /// Sends a signal.
     pub(crate) async fn signal(&self, signal: &str) {
-        let kill = format!("kill -{signal} {}", self.child.id().unwrap());
+        let kill = format!("kill -{signal} {}", self.pid());
         assert!(Command::new("sh").args(["-c", &kill]).status().await.unwrap().success());
     }
 
-    /// Waits until `/readyz` says what is wanted, and returns it.
+    /// Waits until the admin listener's `/readyz` says what is wanted, and returns it.
     pub(crate) async fn ready_where(&self, wanted: impl Fn(StatusCode, &Value) -> bool) -> Value {
         let reached = timeout(PATIENCE, async {
             loop {
-                let answer = self.get("/readyz").await;
+                let answer = self.admin("/readyz").await;
                 let report = answer.json();
                 if wanted(answer.status, &report) {
                     return report;
@@ -149,7 +175,7 @@ impl App {
 
     /// Waits until no more connections are accepted.
     pub(crate) async fn refuses_connections(&self) {
-        let address = self.url.strip_prefix("http://").unwrap();
+        let address = self.address();
         let refused = timeout(PATIENCE, async {
             while TcpStream::connect(address).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

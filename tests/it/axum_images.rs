@@ -84,7 +84,7 @@ async fn what_fal_refuses_is_a_problem_that_tells_the_caller_little_and_the_log_
 async fn a_key_that_is_replaced_is_used_and_one_that_is_none_takes_nothing_away() {
     let fal = MockFal::start().await.unwrap();
     let (app, file) = App::against(NAME, &fal, &[]).await;
-    assert_eq!(app.get("/readyz").await.json()["key_id"], "id-1");
+    assert_eq!(app.admin("/readyz").await.json()["key_id"], "id-1");
     fal.accept(&key(2));
     file.replace(&key_text(2));
     app.ready_where(|status, report| status == 200 && report["key_id"] == "id-2").await;
@@ -94,7 +94,7 @@ async fn a_key_that_is_replaced_is_used_and_one_that_is_none_takes_nothing_away(
     file.replace("half a key");
     let report = app.ready_where(|_, report| report["degraded"] != json!([])).await;
     assert_eq!((&report["ready"], &report["degraded"]), (&json!(true), &json!(["reload_failing"])));
-    let answer = app.get("/readyz").await;
+    let answer = app.admin("/readyz").await;
     assert_eq!((answer.status.as_u16(), &answer.json()["key_id"]), (200, &json!("id-2")));
     assert!(!answer.body.contains("half"), "{}", answer.body);
     assert_eq!(app.send(order("a cat")).await.status, 200);
@@ -207,7 +207,7 @@ async fn what_is_open_when_the_drain_is_over_is_closed() {
     }
     app.signal("TERM").await;
     let log = app.ended().await.well();
-    assert!(log.contains("closing what is still open"), "{log}");
+    assert!(log.contains("closing the connections that are still open"), "{log}");
     assert!(order.await.unwrap().is_err());
 }
 

@@ -37,6 +37,8 @@ mod rotates_in_place;
 #[cfg(unix)]
 mod rotation;
 #[cfg(unix)]
+mod serve;
+#[cfg(unix)]
 mod signal;
 #[cfg(unix)]
 mod sources;
