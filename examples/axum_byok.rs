@@ -1,24 +1,26 @@
-//! A server whose customers bring their own fal keys: `POST /run/{owner}/{app}` runs a model with the key of whoever
-//! asks, and bills it to nobody else.
+//! A server whose tenants bring their own fal keys: `POST /run/{owner}/{app}` runs a model with the key of the tenant
+//! that asks, so that fal bills that tenant.
 //!
 //! ```text
 //! cargo run --example axum_byok -- --demo
 //! curl -d '{"prompt":"a lighthouse"}' -H 'authorization: Bearer token-of-acme' http://127.0.0.1:3000/run/fal-ai/flux
 //! ```
 //!
-//! The key travels in the request's extensions. The layer is [`FalLayer::per_request`], which has no other: when the
-//! extension is lost on the way, the request goes out without a key and is refused. Here it is lost where it should
-//! be: `FollowRedirect` drops extensions when an app answers with a redirect to another origin.
+//! The key travels in the request's extensions. The layer is [`FalLayer::per_request`], which has no other key. If a
+//! layer around it drops the extensions, the request fails here and is not sent: see [`byok::client`].
 //!
-//! Each tenant is a directory with a `token`, by which we know it, and perhaps its `fal_key`. Yours are in a database
-//! or a vault; `tower_fal::source::from_fn` reads those.
+//! Each tenant is a directory with a `token`, by which the server knows the tenant, and its `fal_key` if it has one. In
+//! your server they are in a database or a vault: `tower_fal::source::from_fn` reads those. What is wrong with one
+//! tenant never keeps the others from being served.
+//!
+//! [`FalLayer::per_request`]: tower_fal::FalLayer::per_request
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -29,7 +31,7 @@ use axum::{
     body::{Body, Bytes},
     extract::State,
     http::{
-        HeaderMap, Request, StatusCode, Uri,
+        HeaderMap, HeaderValue, Request, StatusCode, Uri,
         header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
     },
     response::{IntoResponse, Response},
@@ -40,20 +42,21 @@ use http_body_util::Full;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use tower::{ServiceBuilder, ServiceExt as _};
+use tokio::sync::OnceCell;
+use tower::ServiceExt as _;
 use tower_fal::{
-    CredentialStore, FalAuthError, FalClient, FalLayer,
-    error::{BoxError, Reason},
-    origin::{FalOrigins, OriginPolicy as _},
+    CredentialStore, FalAuthError, FalClient,
+    error::{BoxError, Reason, SourceError, SourceErrorKind, report},
     source::FileSource,
 };
-use tower_http::follow_redirect::{
-    FollowRedirectLayer,
-    policy::{Action, Attempt, Policy, PolicyExt as _, Standard, clone_body_fn, redirect_fn},
+use tracing::warn;
+
+use self::{
+    byok::KeyLost,
+    serve::{App, Options, Upstream, climbs_out, problem},
 };
 
-use self::serve::{App, Options, Upstream, climbs_out, problem};
-
+mod byok;
 mod serve;
 mod terminal;
 
@@ -78,41 +81,29 @@ async fn main() -> ExitCode {
     };
     serve::run(options, async |upstream| {
         let tenants = if let Some(key) = upstream.demo_key("key-of-acme")? {
-            let acme = tenant("acme", "token-of-acme", Some(CredentialStore::fixed(key)));
-            Tenants::from_iter([acme, tenant("zeta", "token-of-zeta", None)])
+            let acme = Tenant { store: OnceCell::new_with(Some(CredentialStore::fixed(key))), ..Tenant::new("acme") };
+            Tenants::of([("token-of-acme".to_owned(), acme), ("token-of-zeta".to_owned(), Tenant::new("zeta"))])
         } else {
             read_tenants(&tenants.unwrap_or_default()).await?
         };
-        let layer = FalLayer::per_request().auth(|auth| auth.origins(upstream.origins.clone()));
-        let client = ServiceBuilder::new()
-            // Around the layer, so that each hop is looked at again.
-            .layer(FollowRedirectLayer::with_policy(within(upstream.origins.clone())))
-            .layer(layer)
-            .service(Client::builder(TokioExecutor::new()).build(Upstream::connector()?));
+        // It follows no redirects: an app chooses where they lead, and the tenant would pay for what runs there.
+        let http = Client::builder(TokioExecutor::new()).build(Upstream::connector()?);
         let tenants = Arc::new(tenants);
         let byok = Byok {
-            fal: FalClient::over(client),
+            fal: byok::client(http, upstream.origins.clone()),
             run_url: upstream.run_url.as_str().into(),
             tenants: Arc::clone(&tenants),
         };
+        let for_details = Arc::clone(&tenants);
         Ok(App {
             router: Router::new().route("/run/{*app}", post(run)).with_state(byok),
-            // A tenant's trouble is no reason to take the server from the others.
-            ready: Box::new(|| true),
-            details: Box::new(move || json!({ "ready": true, "tenants": states(&tenants) })),
+            // One tenant with a bad key does not concern the others. Without any tenant the directory is not there yet.
+            ready: Box::new(move || !tenants.by_token.is_empty()),
+            details: Box::new(move || for_details.details()),
             try_it: r#"-d '{"prompt":"a lighthouse"}' -H 'authorization: Bearer token-of-acme' {}/run/fal-ai/flux"#,
         })
     })
     .await
-}
-
-/// Follows redirects within fal only: an app is anybody's, and where it leads is no place for a server to go.
-fn within(fal: FalOrigins) -> impl Policy<Full<Bytes>, FalAuthError> + Clone {
-    let origins = redirect_fn(move |attempt: &Attempt<'_>| {
-        Ok(if fal.admits(attempt.location()) { Action::Follow } else { Action::Stop })
-    });
-    let body = clone_body_fn(|body: &Full<Bytes>| Some(body.clone()));
-    origins.and::<_, Full<Bytes>, FalAuthError>(Standard::default()).and::<_, Full<Bytes>, FalAuthError>(body)
 }
 
 #[derive(Clone)]
@@ -122,51 +113,114 @@ struct Byok {
     tenants: Arc<Tenants>,
 }
 
-/// By the SHA-256 of their tokens: how long a look-up takes tells nothing of a token.
-type Tenants = HashMap<[u8; 32], Tenant>;
+#[derive(Default)]
+struct Tenants {
+    /// By the SHA-256 of their tokens, so that the time of a look-up says nothing about a token.
+    by_token: HashMap<[u8; 32], Tenant>,
+    /// The names of those that are not served. The log says why.
+    left_out: Vec<String>,
+}
 
 struct Tenant {
     name: String,
-    key: Option<CredentialStore>,
+    /// The file with the key.
+    key: PathBuf,
+    /// It is empty until the key could be read for the first time.
+    store: OnceCell<CredentialStore>,
 }
 
-fn tenant(name: &str, token: &str, key: Option<CredentialStore>) -> ([u8; 32], Tenant) {
-    (Sha256::digest(token).into(), Tenant { name: name.to_owned(), key })
-}
-
+/// Reads the directories of all tenants. A tenant that cannot be served is left out, and the log says why.
 async fn read_tenants(directory: &Path) -> Result<Tenants, BoxError> {
-    let failed = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
-    let mut tenants = Tenants::new();
-    for entry in fs::read_dir(directory).map_err(|error| failed(directory, error))? {
-        let directory = entry?.path();
-        let name = directory.file_name().unwrap_or_default().to_string_lossy();
-        let (token, key) = (directory.join("token"), directory.join("fal_key"));
-        let secret = fs::read_to_string(&token).map_err(|error| failed(&token, error))?;
-        let store = CredentialStore::builder(FileSource::new(&key)).name(&*name).watch_files();
-        let store = if key.exists() { Some(store.build().await?) } else { None };
-        let (digest, tenant) = tenant(&name, secret.trim(), store);
-        if secret.trim().is_empty() || tenants.insert(digest, tenant).is_some() {
-            return Err(format!("{}: it is empty, or another tenant's too", token.display()).into());
+    let failed = |error| format!("{}: {error}", directory.display());
+    let mut found = Vec::new();
+    let mut left_out = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let directory = entry.map_err(failed)?.path();
+        let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match read_tenant(&directory, &name).await {
+            Ok(tenant) => found.push(tenant),
+            Err(error) => {
+                warn!(tenant = name, error, "this tenant is not served");
+                left_out.push(name);
+            }
         }
     }
+    let mut tenants = Tenants::of(found);
+    tenants.left_out.append(&mut left_out);
     Ok(tenants)
 }
 
-fn states(tenants: &Tenants) -> Value {
-    tenants
-        .values()
-        .map(|tenant| (tenant.name.clone(), json!(tenant.key.as_ref().map(CredentialStore::status))))
-        .collect()
+async fn read_tenant(directory: &Path, name: &str) -> Result<(String, Tenant), String> {
+    let file = directory.join("token");
+    let token = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let token = token.trim();
+    if token.is_empty() {
+        return Err(format!("{}: it is empty", file.display()));
+    }
+    let tenant = Tenant { key: directory.join("fal_key"), ..Tenant::new(name) };
+    match tenant.store().await {
+        Ok(_) => {}
+        Err(error) if error.kind() == SourceErrorKind::NotFound => {}
+        Err(error) => warn!(tenant = name, error = report(&error), "the key of this tenant cannot be used yet"),
+    }
+    Ok((token.to_owned(), tenant))
+}
+
+impl Tenants {
+    /// Tenants with the same token are left out, all of them: each could run models with the key of the others.
+    fn of(found: impl IntoIterator<Item = (String, Tenant)>) -> Self {
+        let mut by_token = HashMap::<_, Vec<_>>::new();
+        for (token, tenant) in found {
+            by_token.entry(Sha256::digest(token).into()).or_default().push(tenant);
+        }
+        let mut tenants = Self::default();
+        for (token, mut same) in by_token {
+            match same.pop() {
+                Some(tenant) if same.is_empty() => drop(tenants.by_token.insert(token, tenant)),
+                last => {
+                    let names: Vec<_> = same.into_iter().chain(last).map(|tenant| tenant.name).collect();
+                    warn!(tenants = ?names, "these tenants are not served, because they have the same token");
+                    tenants.left_out.extend(names);
+                }
+            }
+        }
+        tenants
+    }
+
+    fn find(&self, headers: &HeaderMap) -> Option<&Tenant> {
+        let token = headers.get(AUTHORIZATION)?.as_bytes().strip_prefix(b"Bearer ")?;
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        self.by_token.get(&digest)
+    }
+
+    fn details(&self) -> Value {
+        let status = |tenant: &Tenant| json!(tenant.store.get().map(CredentialStore::status));
+        let served: serde_json::Map<_, _> =
+            self.by_token.values().map(|tenant| (tenant.name.clone(), status(tenant))).collect();
+        json!({ "ready": !self.by_token.is_empty(), "tenants": served, "left_out": self.left_out })
+    }
+}
+
+impl Tenant {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), key: PathBuf::new(), store: OnceCell::new() }
+    }
+
+    /// The tenant's store. As long as there is no key that can be used, each call looks for one.
+    async fn store(&self) -> Result<&CredentialStore, SourceError> {
+        let build = || CredentialStore::builder(FileSource::new(&self.key)).name(&*self.name).watch_files().build();
+        self.store.get_or_try_init(build).await
+    }
 }
 
 async fn run(State(byok): State<Byok>, uri: Uri, headers: HeaderMap, input: Bytes) -> Result<Response, Refused> {
-    let tenant = byok.tenant(&headers).ok_or(Refused::Unknown)?;
-    let key = tenant.key.as_ref().ok_or(Refused::HasNoKey)?.load().credential().clone();
+    let tenant = byok.tenants.find(&headers).ok_or(Refused::Unknown)?;
+    let key = tenant.store().await?.load().credential().clone();
     let app = uri.path().strip_prefix("/run").unwrap_or_default();
     if climbs_out(app) {
         return Err(Refused::NoSuchApp);
     }
-    // A request of our own: of the caller's headers, and of its query, there is nothing in it.
+    // A new request: it has nothing of the caller's headers and nothing of its query.
     let request = Request::post(format!("{}{app}", byok.run_url))
         .header(CONTENT_TYPE, "application/json")
         .extension(key)
@@ -174,9 +228,9 @@ async fn run(State(byok): State<Byok>, uri: Uri, headers: HeaderMap, input: Byte
         .map_err(|_| Refused::NoSuchApp)?;
     let response = byok.fal.oneshot(request).await?;
     let status = response.status();
-    if status == StatusCode::UNAUTHORIZED || status.is_redirection() {
-        // A key that is refused is an error by now. So there was none: a redirect has led, or would lead, elsewhere.
-        return Err(Refused::LedElsewhere);
+    if status.is_informational() || status.is_redirection() || status == StatusCode::UNAUTHORIZED {
+        // A redirect of the app, a protocol that nobody asked for, or a 401 that says nothing about the tenant's key.
+        return Err(Refused::Answer);
     }
     let content_type = response.headers().get(CONTENT_TYPE).cloned();
     let mut answer = (status, Body::new(response.into_body())).into_response();
@@ -184,22 +238,22 @@ async fn run(State(byok): State<Byok>, uri: Uri, headers: HeaderMap, input: Byte
     Ok(answer)
 }
 
-impl Byok {
-    fn tenant(&self, headers: &HeaderMap) -> Option<&Tenant> {
-        let token = headers.get(AUTHORIZATION)?.as_bytes().strip_prefix(b"Bearer ")?;
-        let digest: [u8; 32] = Sha256::digest(token).into();
-        self.tenants.get(&digest)
-    }
+/// Why a request has no answer from fal.
+enum Refused {
+    /// There is no tenant with this token.
+    Unknown,
+    /// The tenant has no key that can be used.
+    Key(SourceError),
+    NoSuchApp,
+    /// fal's answer cannot be handed on.
+    Answer,
+    Fal(FalAuthError),
 }
 
-/// Why a tenant's request was not run.
-enum Refused {
-    /// We know nobody with this token.
-    Unknown,
-    HasNoKey,
-    NoSuchApp,
-    LedElsewhere,
-    Fal(FalAuthError),
+impl From<SourceError> for Refused {
+    fn from(error: SourceError) -> Self {
+        Self::Key(error)
+    }
 }
 
 impl From<FalAuthError> for Refused {
@@ -213,15 +267,23 @@ impl IntoResponse for Refused {
         match self {
             Self::Unknown => {
                 let mut response = problem(StatusCode::UNAUTHORIZED, "unknown_tenant");
-                response.headers_mut().insert(WWW_AUTHENTICATE, axum::http::HeaderValue::from_static("Bearer"));
+                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
                 response
             }
-            Self::HasNoKey => problem(StatusCode::CONFLICT, "no_key"),
+            Self::Key(error) if error.kind() == SourceErrorKind::NotFound => problem(StatusCode::CONFLICT, "no_key"),
+            Self::Key(_) => problem(StatusCode::CONFLICT, "unusable_key"),
             Self::NoSuchApp => problem(StatusCode::NOT_FOUND, "no_such_app"),
-            Self::LedElsewhere => problem(StatusCode::BAD_GATEWAY, "led_elsewhere"),
-            // The tenant's key, so the tenant is told.
-            Self::Fal(FalAuthError::Unauthorized(refusal)) if refusal.reason() == Reason::UnknownCredential => {
-                problem(StatusCode::CONFLICT, "key_refused")
+            Self::Answer => problem(StatusCode::BAD_GATEWAY, "answer"),
+            // fal refused the tenant's key. Only the tenant can change that, so the tenant is told why. A 502 would say
+            // that this server is broken.
+            Self::Fal(FalAuthError::Unauthorized(refusal) | FalAuthError::Forbidden(refusal))
+                if !matches!(refusal.reason(), Reason::Application | Reason::Unknown) =>
+            {
+                problem(StatusCode::CONFLICT, refusal.reason().as_str())
+            }
+            Self::Fal(FalAuthError::Transport(error)) if error.is::<KeyLost>() => {
+                warn!(error = report(&*error), "a request was not sent");
+                problem(StatusCode::INTERNAL_SERVER_ERROR, "key_lost")
             }
             Self::Fal(error) => error.into_response(),
         }

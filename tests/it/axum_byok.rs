@@ -13,15 +13,26 @@ use axum::{
     http::{HeaderMap, Uri},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http::{Request, StatusCode, header::LOCATION};
+use http_body_util::Full;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::json;
 use tempfile::TempDir;
-use tower_fal::mock::{Lock, MockFal, Presented};
+use tower::{ServiceBuilder, ServiceExt as _, util::MapRequestLayer};
+use tower_fal::{
+    FalAuthError,
+    mock::{Failure, Lock, MockFal, Presented},
+    origin::FalOrigins,
+};
 
 use crate::{
-    app::{App, Served, app, gives_up},
+    app::{App, Ended, Served, app, gives_up},
     support::{key, key_text},
 };
+
+#[path = "../../examples/byok/mod.rs"]
+mod byok;
 
 /// The house's key, which fal takes and which is nobody's here.
 const HOUSE: u64 = 9;
@@ -85,7 +96,9 @@ async fn each_tenant_runs_with_its_own_key_and_none_with_the_houses() {
     assert_eq!(answer.json()["prompt"], "a cat");
     assert_eq!(presented(&fal), [Presented::Accepted(id(1))]);
 
-    assert_eq!(app.send(run(BETA, "/run/fal-ai/flux")).await.problem(), (409, "key_refused".to_owned()));
+    // Each of these is about the tenant's own key or account, so none of them is a 502.
+    let refused = async |tenant| app.send(run(tenant, "/run/fal-ai/flux")).await.problem();
+    assert_eq!(refused(BETA).await, (409, "unknown_credential".to_owned()));
     assert_eq!(presented(&fal), [Presented::Refused(id(2))]);
 
     assert_eq!(app.send(run(ZETA, "/run/fal-ai/flux")).await.problem(), (409, "no_key".to_owned()));
@@ -100,8 +113,14 @@ async fn each_tenant_runs_with_its_own_key_and_none_with_the_houses() {
     assert_eq!(presented(&fal), []);
 
     fal.lock(Lock::TopUp);
-    assert_eq!(app.send(run(ACME, "/run/fal-ai/flux")).await.problem(), (503, "account_locked".to_owned()));
+    assert_eq!(refused(ACME).await, (409, "account_locked".to_owned()));
     fal.unlock();
+    fal.deny(&key(1));
+    assert_eq!(refused(ACME).await, (409, "insufficient_permissions".to_owned()));
+    fal.accept(&key(1));
+    // The app's own 401 says nothing about the key.
+    fal.fail_next(1, Failure::Application(StatusCode::UNAUTHORIZED));
+    assert_eq!(refused(ACME).await, (502, "application".to_owned()));
 
     // A tenant's key is replaced while this runs.
     fal.accept(&key(3));
@@ -131,36 +150,46 @@ async fn redirect(State(redirects): State<Redirects>, uri: Uri, headers: HeaderM
     body.into_response()
 }
 
+/// An app chooses where its redirects lead, and the tenant would pay for what runs there.
 #[tokio::test]
-async fn a_redirect_within_the_origin_keeps_the_key_and_one_to_another_has_none_at_all() {
+async fn no_redirect_of_an_app_is_followed() {
     let fal = fal().await;
     let (app_of_fal, elsewhere) = (Redirects::default(), Redirects::default());
     let run_host = Served::new(Router::new().fallback(redirect).with_state(app_of_fal.clone())).await;
     let else_host = Served::new(Router::new().fallback(redirect).with_state(elsewhere.clone())).await;
     let (app, _tenants) = start(&run_host.url, &fal.queue_origin(), &[]).await;
-    let led_to = async |to: String| {
-        *app_of_fal.to.lock().unwrap() = to;
-        let answer = app.send(run(ACME, "/run/a/b")).await;
-        (answer, std::mem::take(&mut *app_of_fal.seen.lock().unwrap()))
-    };
-    let with_key = |path: &str| (path.to_owned(), Some(format!("Key {}", key_text(1))));
-
-    let (answer, seen) = led_to("/c/d?hush".to_owned()).await;
-    assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, r#"{"prompt":"a cat"}"#));
-    assert!(seen == [with_key("/a/b"), with_key("/c/d")], "not twice with the tenant's key");
-
-    // fal's other host, which is admitted: `FollowRedirect` drops the extension, and nothing takes its place.
-    let (answer, seen) = led_to(fal.queue_url("/c/d?hush").to_string()).await;
-    assert_eq!(answer.problem(), (502, "led_elsewhere".to_owned()));
-    assert!(seen == [with_key("/a/b")]);
-    assert_eq!(presented(&fal), [Presented::Nothing]);
-
-    // No place for a server to go.
-    let (answer, _) = led_to(format!("{}/c/d", else_host.url)).await;
-    assert_eq!(answer.problem(), (502, "led_elsewhere".to_owned()));
+    for to in ["/c/d?hush".to_owned(), fal.queue_url("/c/d?hush").to_string(), format!("{}/c/d", else_host.url)] {
+        app_of_fal.to.lock().unwrap().clone_from(&to);
+        assert_eq!(app.send(run(ACME, "/run/a/b")).await.problem(), (502, "answer".to_owned()), "{to}");
+        let seen = std::mem::take(&mut *app_of_fal.seen.lock().unwrap());
+        assert!(seen == [("/a/b".to_owned(), Some(format!("Key {}", key_text(1))))], "{to}");
+    }
     assert_eq!(elsewhere.seen.lock().unwrap().len(), 0);
     assert_eq!(presented(&fal), []);
     app.end().await.well();
+}
+
+#[tokio::test]
+async fn a_request_that_has_lost_its_key_is_not_sent() {
+    let fal = fal().await;
+    let http = Client::builder(TokioExecutor::new()).build_http();
+    let client = byok::client(http, FalOrigins::new().loopback_http());
+    let request = || {
+        let request = Request::post(fal.run_url("/fal-ai/flux")).extension(key(1));
+        request.body(Full::new(Bytes::from_static(b"{}"))).unwrap()
+    };
+    assert_eq!(client.clone().oneshot(request()).await.unwrap().status(), 200);
+    assert_eq!(presented(&fal), [Presented::Accepted(key(1).key_id().cloned())]);
+
+    // Like a layer that makes a new request, and forgets the extensions.
+    let forgetful = MapRequestLayer::new(|request: Request<Full<Bytes>>| {
+        let mut new = Request::post(request.uri().clone()).body(Full::default()).unwrap();
+        *new.body_mut() = request.into_body();
+        new
+    });
+    let error = ServiceBuilder::new().layer(forgetful).service(client).oneshot(request()).await.unwrap_err();
+    assert!(matches!(&error, FalAuthError::Transport(cause) if cause.is::<byok::KeyLost>()), "{error:?}");
+    assert_eq!(presented(&fal), []);
 }
 
 #[tokio::test]
@@ -178,31 +207,82 @@ async fn a_shutdown_waits_for_what_a_tenant_has_running() {
     app.ended().await.well();
 }
 
+/// What is wrong with one tenant, and what is answered to its token meanwhile.
 #[tokio::test]
-async fn tenants_that_cannot_be_told_apart_or_have_half_a_key_end_it_before_it_starts() {
-    let file = |name, content| {
-        move |tenants: &Path| {
-            with_key(tenants, "beta", None);
-            fs::write(tenants.join("beta").join(name), content).unwrap();
-        }
+async fn a_tenant_that_cannot_be_served_does_not_keep_the_others_from_it() {
+    const UNKNOWN: (u16, &str) = (401, "unknown_tenant");
+    let with = |name: &'static str, content: &'static str| {
+        Box::new(move |beta: &Path| fs::write(beta.join(name), content).unwrap()) as Box<dyn Fn(&Path)>
     };
-    let cases: [(&str, Box<dyn Fn(&Path)>); 5] = [
-        ("it is empty, or another tenant's too", Box::new(file("token", " \n"))),
-        ("it is empty, or another tenant's too", Box::new(file("token", "hush-acme"))),
-        ("beta/fal_key: holds no credential", Box::new(file("fal_key", "hush"))),
-        ("beta/token: No such file", Box::new(|tenants| fs::create_dir(tenants.join("beta")).unwrap())),
-        ("No such file", Box::new(|tenants| fs::remove_dir_all(tenants).unwrap())),
+    let long = "a".repeat(100);
+    let cases: [(&str, Box<dyn Fn(&Path)>, &str, (u16, &str)); 8] = [
+        ("beta", with("token", " \n"), "beta/token: it is empty", UNKNOWN),
+        ("beta", Box::new(|beta| fs::remove_file(beta.join("token")).unwrap()), "beta/token: No such file", UNKNOWN),
+        ("beta", with("token", "hush-acme"), "they have the same token", UNKNOWN),
+        ("beta", with("fal_key", ""), "the key of this tenant cannot be used yet", (409, "unusable_key")),
+        ("beta", with("fal_key", "hush"), "the key of this tenant cannot be used yet", (409, "unusable_key")),
+        ("beta", Box::new(|beta| fs::remove_file(beta.join("fal_key")).unwrap()), "", (409, "no_key")),
+        (&long, Box::new(|_| {}), "the key of this tenant cannot be used yet", (409, "unusable_key")),
+        (
+            "stray",
+            Box::new(|stray| {
+                fs::remove_dir_all(stray).unwrap();
+                fs::write(stray, "hush").unwrap();
+            }),
+            "stray/token: Not a directory",
+            UNKNOWN,
+        ),
     ];
-    for (says, spoil) in cases {
+    let fal = fal().await;
+    fal.accept(&key(3));
+    for (name, spoil, says, answer) in cases {
         let tenants = tempfile::tempdir().unwrap();
-        with_key(tenants.path(), "acme", Some(1));
-        spoil(tenants.path());
+        for (tenant, key) in [("acme", 1), ("gamma", 3), (name, 2)] {
+            with_key(tenants.path(), tenant, Some(key));
+        }
+        spoil(&tenants.path().join(name));
         let mut command = app("axum_byok");
-        let (code, _, told) =
-            gives_up(command.args(["--listen", "127.0.0.1:0", "--tenants"]).arg(tenants.path())).await;
-        assert_eq!(code, Some(1), "{told}");
-        assert!(told.contains(says) && !told.contains("hush") && !told.contains("secret-of"), "{told}");
+        command.arg("--tenants").arg(tenants.path()).args(["--fal-run-url", &fal.run_origin()]);
+        let app = App::of(command).await;
+        assert_eq!(app.get("/readyz").await.status, 200, "{says}");
+        assert_eq!(app.send(run(Some("Bearer hush-gamma"), "/run/fal-ai/flux")).await.status, 200, "{says}");
+        let token = format!("Bearer hush-{name}");
+        let (status, reason) = app.send(run(Some(&token), "/run/fal-ai/flux")).await.problem();
+        assert_eq!((status, reason.as_str()), answer, "{says}");
+        let is_out = app.admin("/readyz").await.json()["left_out"].to_string().contains(name);
+        assert_eq!(is_out, answer == UNKNOWN, "{says}");
+        // Two that share a token could run with each other's key.
+        let acme = if says.contains("same token") { 401 } else { 200 };
+        assert_eq!(app.send(run(ACME, "/run/fal-ai/flux")).await.status, acme, "{says}");
+        let Ended { code, log } = app.end().await;
+        assert!(code == Some(0) && !log.contains("hush") && !log.contains("secret-of"), "{log}");
+        assert!(log.contains(says) && log.contains(name) != says.is_empty(), "{says}: {log}");
     }
+}
+
+#[tokio::test]
+async fn a_key_that_comes_after_the_start_is_used() {
+    let fal = fal().await;
+    let (app, tenants) = start(&fal.run_origin(), &fal.queue_origin(), &[]).await;
+    assert_eq!(app.send(run(ZETA, "/run/fal-ai/flux")).await.problem(), (409, "no_key".to_owned()));
+    with_key(tenants.path(), "zeta", Some(1));
+    assert_eq!(app.send(run(ZETA, "/run/fal-ai/flux")).await.status, 200);
+    app.end().await.well();
+}
+
+#[tokio::test]
+async fn without_a_tenant_the_server_is_not_ready_and_without_a_directory_it_does_not_start() {
+    let tenants = tempfile::tempdir().unwrap();
+    let mut command = app("axum_byok");
+    command.arg("--tenants").arg(tenants.path());
+    let app_without_tenants = App::of(command).await;
+    assert_eq!(app_without_tenants.get("/readyz").await.status, 503);
+    app_without_tenants.end().await.well();
+
+    let mut command = app("axum_byok");
+    command.arg("--tenants").arg(tenants.path().join("hush"));
+    let (code, _, told) = gives_up(command.args(["--listen", "127.0.0.1:0"])).await;
+    assert!(code == Some(1) && told.contains("No such file"), "{told}");
     let (code, _, told) = gives_up(app("axum_byok").env("FAL_KEY", key_text(HOUSE))).await;
     assert!(code == Some(2) && told.contains("--tenants <DIR> is missing"), "{told}");
 }
