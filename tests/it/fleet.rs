@@ -157,7 +157,14 @@ fn the_manifests_agree_with_the_server_and_with_each_other() {
     assert_eq!(after(&secret, "name"), after(&deployment, "secretName"));
     assert!(!deployment.lines().any(|line| line.trim_start().starts_with("subPath")), "it would never be rotated");
 
-    // What is being answered has the time that it was promised.
+    // The probes ask the admin listener, on the port that the server is told to open.
+    let probes: Vec<_> = deployment.lines().filter(|line| line.contains("httpGet:")).collect();
+    assert!(probes.len() == 2 && probes.iter().all(|probe| probe.contains("port: admin")), "{probes:?}");
+    let ports: Vec<_> = deployment.lines().skip_while(|line| !line.contains("- name: admin")).collect();
+    assert_eq!(ports[1].trim(), "containerPort: 3001");
+    assert!(after(&deployment, "args").contains(r#"--admin, "0.0.0.0:3001""#));
+
+    // Open requests have the time that they were promised.
     let args = after(&deployment, "args");
     let seconds = |name: &str| -> u64 {
         let value = args.split(name).nth(1).unwrap().split('"').nth(1).unwrap();
