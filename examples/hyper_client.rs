@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::{error::Error, process::ExitCode};
+use std::process::ExitCode;
 
 use bytes::Bytes;
 use clap::Parser;
@@ -19,7 +19,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{ServiceBuilder, ServiceExt as _};
-use tower_fal::{CredentialStore, FalAuthLayer, auth::Stamp, source::EnvSource};
+use tower_fal::{CredentialStore, FalAuthLayer, auth::Stamp, error::BoxError, source::EnvSource};
 
 use self::terminal::Printable;
 
@@ -47,7 +47,7 @@ async fn main() -> ExitCode {
 }
 
 /// Runs this app with this input. Without one it asks whether fal accepts the key.
-async fn call_fal(run: Option<(String, String)>) -> Result<(), Box<dyn Error>> {
+async fn call_fal(run: Option<(String, String)>) -> Result<(), BoxError> {
     let store = CredentialStore::builder(EnvSource::all()).build().await?;
     let credential = format!("{:?} from {}", store.load().credential(), store.status().source);
     println!("credential: {}", Printable(&credential));

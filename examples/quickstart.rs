@@ -10,7 +10,6 @@
 
 use std::{
     collections::BTreeMap,
-    error::Error,
     fs, io,
     path::Path,
     process::ExitCode,
@@ -33,6 +32,7 @@ use tokio::task::JoinSet;
 use tower::{ServiceBuilder, ServiceExt as _};
 use tower_fal::{
     Credential, CredentialStore, FalAuth, FalAuthError, FalRetry,
+    error::BoxError,
     mock::{Lock, MockFal},
     origin::FalOrigins,
     retry::ReplayBody,
@@ -56,7 +56,7 @@ async fn main() -> ExitCode {
     terminal::run(async |_: Arguments| rotate().await).await
 }
 
-async fn rotate() -> Result<(), Box<dyn Error>> {
+async fn rotate() -> Result<(), BoxError> {
     let [first, second, third] = [
         Credential::key("first-key:quickstart-secret-1")?,
         Credential::key("second-key:quickstart-secret-2")?,
@@ -162,7 +162,7 @@ impl Load {
         Self { stop, sent, failed, streams }
     }
 
-    async fn stop(mut self) -> Result<(u64, u64), Box<dyn Error>> {
+    async fn stop(mut self) -> Result<(u64, u64), BoxError> {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.streams.join_next().await {
             ended?;

@@ -11,7 +11,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::{error::Error, process::ExitCode};
+use std::process::ExitCode;
 
 use bytes::Bytes;
 use clap::Parser;
@@ -20,7 +20,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{ServiceBuilder, ServiceExt as _};
-use tower_fal::{Credential, CredentialStore, mock::MockFal, origin::FalOrigins};
+use tower_fal::{Credential, CredentialStore, error::BoxError, mock::MockFal, origin::FalOrigins};
 
 use self::{
     demo::{Live, Target},
@@ -43,7 +43,7 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     terminal::run(async |arguments: Arguments| match arguments.target.live().await? {
-        None => demo().await,
+        None => demonstrate().await,
         Some(Live { store, app, input }) => {
             let url = format!("https://fal.run/{app}").parse()?;
             stream(&store, FalOrigins::new(), url, &input, |event| println!("{}", Printable(event))).await
@@ -52,7 +52,7 @@ async fn main() -> ExitCode {
     .await
 }
 
-async fn demo() -> Result<(), Box<dyn Error>> {
+async fn demonstrate() -> Result<(), BoxError> {
     let credential = Credential::key("my-key:stream-secret")?;
     let fal = MockFal::start().await?;
     fal.accept(&credential);
@@ -77,7 +77,7 @@ async fn stream(
     url: Uri,
     input: &str,
     mut on_event: impl FnMut(&str),
-) -> Result<(), Box<dyn Error>> {
+) -> Result<(), BoxError> {
     let connector = HttpsConnectorBuilder::new()
         .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
         .https_or_http()
@@ -113,7 +113,7 @@ struct Events {
 }
 
 impl Events {
-    fn push(&mut self, bytes: &[u8], on_event: &mut impl FnMut(&str)) -> Result<(), Box<dyn Error>> {
+    fn push(&mut self, bytes: &[u8], on_event: &mut impl FnMut(&str)) -> Result<(), BoxError> {
         for &byte in bytes {
             if byte != b'\n' {
                 self.line.push(byte);
@@ -128,7 +128,7 @@ impl Events {
     }
 
     /// An empty line ends an event. Comments and fields other than `data` are ignored.
-    fn end_of_line(&mut self, on_event: &mut impl FnMut(&str)) -> Result<(), Box<dyn Error>> {
+    fn end_of_line(&mut self, on_event: &mut impl FnMut(&str)) -> Result<(), BoxError> {
         let line = std::mem::take(&mut self.line);
         let line = str::from_utf8(line.strip_suffix(b"\r").unwrap_or(&line))?;
         if let Some(data) = line.strip_prefix("data:") {

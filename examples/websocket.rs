@@ -17,7 +17,6 @@
 
 use std::{
     convert::Infallible,
-    error::Error,
     fs,
     path::Path,
     pin::Pin,
@@ -33,7 +32,6 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use http::{Request, Response, Uri};
 use http_body::{Body, Frame};
 use http_body_util::{Empty, Full};
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
@@ -42,8 +40,8 @@ use tokio_tungstenite::{
 };
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_fal::{
-    Credential, CredentialStore, FalAuthError, FalAuthLayer, FalLayer, mock::MockFal, origin::FalOrigins,
-    retry::ReplayBody, source::FileSource,
+    Credential, CredentialStore, FalAuthError, FalAuthLayer, FalLayer, error::BoxError, mock::MockFal,
+    origin::FalOrigins, retry::ReplayBody, source::FileSource,
 };
 
 use self::{
@@ -64,7 +62,7 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     terminal::run(async |arguments: Arguments| match arguments.target.live().await? {
-        None => demo().await,
+        None => demonstrate().await,
         Some(Live { store, app, input }) => {
             let origins = FalOrigins::new().handshakes();
             let layer = tower_fal::layer(&store).auth(|auth| auth.origins(origins));
@@ -76,7 +74,7 @@ async fn main() -> ExitCode {
     .await
 }
 
-async fn demo() -> Result<(), Box<dyn Error>> {
+async fn demonstrate() -> Result<(), BoxError> {
     let [first, second] =
         [Credential::key("first-key:websocket-secret-1")?, Credential::key("second-key:websocket-secret-2")?];
     let mock = MockFal::start().await?;
@@ -177,18 +175,13 @@ impl Body for Answer {
     }
 }
 
-/// rustls. Its provider is named here, because several may be compiled in. `ws` does not use it.
+/// TLS for `wss`. `ws` does not use it.
 fn connector() -> Result<Connector, rustls::Error> {
-    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Connector::Rustls(Arc::new(config)))
+    Ok(Connector::Rustls(Arc::new(demo::tls()?)))
 }
 
 /// Sends one request, and prints each message of the answer as soon as it arrives.
-async fn ask(socket: &mut Socket, input: &str) -> Result<(), Box<dyn Error>> {
+async fn ask(socket: &mut Socket, input: &str) -> Result<(), BoxError> {
     socket.send(Message::text(input)).await?;
     while let Some(message) = socket.next().await {
         match message? {

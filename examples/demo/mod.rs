@@ -1,9 +1,10 @@
-//! The choice that `stream` and `websocket` give you: a fal in this process, or the real one.
+//! The choice that `stream`, `websocket` and `queue` give you: a fal in this process, or the real one.
 
-use std::error::Error;
+use std::sync::Arc;
 
 use clap::{ArgAction, Args};
-use tower_fal::{CredentialStore, source::EnvSource};
+use rustls::{ClientConfig, RootCertStore};
+use tower_fal::{CredentialStore, error::BoxError, source::EnvSource};
 
 use crate::terminal::Printable;
 
@@ -28,11 +29,21 @@ pub(crate) struct Live {
 
 impl Target {
     /// `None` asks for the demonstration.
-    pub(crate) async fn live(self) -> Result<Option<Live>, Box<dyn Error>> {
+    pub(crate) async fn live(self) -> Result<Option<Live>, BoxError> {
         let Some([app, input]) = self.live.as_deref() else { return Ok(None) };
         let store = CredentialStore::builder(EnvSource::all()).build().await?;
         let credential = format!("{:?} from {}", store.load().credential(), store.status().source);
-        println!("credential: {}", Printable(&credential));
+        eprintln!("credential: {}", Printable(&credential));
         Ok(Some(Live { store, app: app.clone(), input: input.clone() }))
     }
+}
+
+/// rustls with the roots of Mozilla. Its provider is named here, because several may be compiled in.
+#[allow(dead_code)] // `stream` has a connector that brings this
+pub(crate) fn tls() -> Result<ClientConfig, rustls::Error> {
+    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    Ok(ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
 }

@@ -1,8 +1,8 @@
-use std::{net::SocketAddr, num::NonZeroUsize, str::FromStr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
 
-use axum::http::Uri;
 use clap::Args;
-use tower_fal::{error::BoxError, origin::FalOrigins};
+
+use crate::terminal::BaseUrl;
 
 /// The arguments of every server. Each example adds where its keys are.
 #[derive(Args)]
@@ -59,29 +59,4 @@ pub(crate) struct Options {
 fn seconds(text: &str) -> Result<Duration, &'static str> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     seconds.ok_or("it must be a number of seconds")
-}
-
-/// A URL that stands for one of fal's. Only one that may see a key can be made.
-#[derive(Clone)]
-pub(crate) struct BaseUrl {
-    /// Such as `https://gateway.example.com:8443`.
-    pub(crate) origin: String,
-    /// The origin and the path, without a slash at the end.
-    pub(crate) url: String,
-}
-
-impl FromStr for BaseUrl {
-    type Err = BoxError;
-
-    fn from_str(text: &str) -> Result<Self, BoxError> {
-        let url: Uri = text.parse().map_err(|_| "it is not a URL")?;
-        let (Some(scheme), Some(authority), None) = (url.scheme(), url.authority(), url.query()) else {
-            return Err("it must be like https://host/path".into());
-        };
-        let origin = format!("{scheme}://{authority}");
-        // The policy refuses an origin to which the key would go in clear.
-        let _ = FalOrigins::new().and(&origin)?;
-        let url = format!("{origin}{}", url.path().trim_end_matches('/'));
-        Ok(Self { origin, url })
-    }
 }

@@ -3,19 +3,24 @@
 #![allow(dead_code)] // each example uses a part of it
 
 use std::{
-    error::Error,
+    error::Error as _,
     fmt::{self, Write as _},
     process::ExitCode,
+    str::FromStr,
 };
 
 use clap::{
     Parser,
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use tower_fal::error::report;
+use http::Uri;
+use tower_fal::{
+    error::{BoxError, report},
+    origin::FalOrigins,
+};
 
 /// The whole of a `main`: reads the arguments, runs the example, and prints its error with the causes.
-pub(crate) async fn run<A: Parser>(example: impl AsyncFnOnce(A) -> Result<(), Box<dyn Error>>) -> ExitCode {
+pub(crate) async fn run<A: Parser>(example: impl AsyncFnOnce(A) -> Result<(), BoxError>) -> ExitCode {
     let arguments = match arguments() {
         Ok(arguments) => arguments,
         Err(code) => return code,
@@ -74,6 +79,31 @@ fn explanation<A: Parser>(error: &clap::Error) -> String {
         },
         ErrorKind::InvalidUtf8 => "There is an argument that is not UTF-8.".to_owned(),
         _ => "The arguments cannot be understood.".to_owned(),
+    }
+}
+
+/// A URL that stands for one of fal's. Only one that may see a key can be made.
+#[derive(Clone)]
+pub(crate) struct BaseUrl {
+    /// Such as `https://gateway.example.com:8443`.
+    pub(crate) origin: String,
+    /// The origin and the path, without a slash at the end.
+    pub(crate) url: String,
+}
+
+impl FromStr for BaseUrl {
+    type Err = BoxError;
+
+    fn from_str(text: &str) -> Result<Self, BoxError> {
+        let url: Uri = text.parse().map_err(|_| "it is not a URL")?;
+        let (Some(scheme), Some(authority), None) = (url.scheme(), url.authority(), url.query()) else {
+            return Err("it must be like https://host/path".into());
+        };
+        let origin = format!("{scheme}://{authority}");
+        // The policy refuses an origin to which the key would go in clear.
+        let _ = FalOrigins::new().and(&origin)?;
+        let url = format!("{origin}{}", url.path().trim_end_matches('/'));
+        Ok(Self { origin, url })
     }
 }
 

@@ -2,12 +2,19 @@
 
 use crate::support::example;
 
+#[allow(clippy::print_stderr, clippy::print_stdout)]
+#[path = "../../examples/terminal/mod.rs"]
+mod terminal;
+
+use self::terminal::Printable;
+
 /// Each example, a word of its help, and an option that takes a value, if it has one.
-const EXAMPLES: [(&str, &str, Option<&str>); 8] = [
+const EXAMPLES: [(&str, &str, Option<&str>); 9] = [
     ("axum_byok", "tenants' own keys", Some("--tenants")),
     ("axum_images", "FAL_KEY_FILE", Some("--key-file")),
     ("axum_layer", "FAL_KEY_FILE", Some("--key-file")),
     ("hyper_client", "FAL_KEY_FILE", None),
+    ("queue", "--live", Some("--live")),
     ("quickstart", "takes no arguments", None),
     ("stream", "--live", Some("--live")),
     ("websocket", "--live", Some("--live")),
@@ -72,4 +79,20 @@ async fn an_argument_that_is_not_utf_8_is_refused() {
         (output.status.code(), told.as_str()),
         (Some(2), "There is an argument that is not UTF-8. See --help.\n")
     );
+}
+
+/// What an app answers could move the cursor, change what was printed before, or set the title of the window.
+#[test]
+fn text_from_strangers_is_escaped_for_a_terminal() {
+    for (text, printed) in [
+        ("a\u{e4}\u{4e16}\u{1f600}\n\tb", "a\u{e4}\u{4e16}\u{1f600}\n\tb"),
+        ("\u{1b}[2J", "\\u{1b}[2J"),
+        ("\u{1b}]0;title\u{7}", "\\u{1b}]0;title\\u{7}"),
+        ("a\rb\u{8}\u{0}", "a\\u{d}b\\u{8}\\u{0}"),
+        // The controls that are one byte in Latin-1, such as CSI.
+        ("\u{9b}2J\u{7f}", "\\u{9b}2J\\u{7f}"),
+        ("a\u{202e}b\u{2066}c\u{200f}", "a\\u{202e}b\\u{2066}c\\u{200f}"),
+    ] {
+        assert_eq!(Printable(text).to_string(), printed);
+    }
 }

@@ -28,6 +28,8 @@ mod observability;
 mod prometheus;
 #[cfg(unix)]
 mod python;
+#[cfg(unix)]
+mod queue;
 mod redirect;
 mod replay;
 mod reqwest_client;
