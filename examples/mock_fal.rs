@@ -10,7 +10,6 @@
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
 use std::{
-    error::Error,
     fs, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -46,6 +45,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tower_fal::{
     Credential, CredentialError,
+    error::BoxError,
     mock::{Answer, Failure, Lock, MockFal, Presented, Received},
 };
 
@@ -127,7 +127,7 @@ async fn main() -> ExitCode {
     terminal::run(run).await
 }
 
-async fn run(options: Options) -> Result<(), Box<dyn Error>> {
+async fn run(options: Options) -> Result<(), BoxError> {
     let fal = MockFal::start().await?;
     fal.keep_content(options.keep_content);
     for key in &options.keys {
@@ -185,7 +185,7 @@ async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, fal: &MockFal) {
 
 /// Makes a CA, writes its certificate to a file, and makes a server whose certificate it signed. Both keys stay in
 /// memory.
-fn tls(listens_on: IpAddr, ca_out: &Path) -> Result<TlsAcceptor, Box<dyn Error>> {
+fn tls(listens_on: IpAddr, ca_out: &Path) -> Result<TlsAcceptor, BoxError> {
     let ca_key = KeyPair::generate()?;
     let mut ca = CertificateParams::default();
     ca.distinguished_name.push(DnType::CommonName, "CA of a mock of fal");

@@ -122,7 +122,7 @@ async fn rotate() -> Result<(), BoxError> {
 }
 
 /// Waits until the store has the key, and says how long that took.
-async fn in_use(store: &CredentialStore, key: &str, since: Instant, what: &str) -> Result<(), Box<dyn Error>> {
+async fn in_use(store: &CredentialStore, key: &str, since: Instant, what: &str) -> Result<(), BoxError> {
     store
         .subscribe()
         .wait_for(|status| status.key_id.as_ref().is_some_and(|id| id.as_str() == key))
