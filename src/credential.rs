@@ -57,6 +57,7 @@ pub(crate) use self::shape::{has_quote_at_an_end, may_be_credential, trim};
 /// # let credential = tower_fal::Credential::key("id:secret").unwrap();
 /// println!("{credential}");
 /// ```
+#[doc(alias = "api key")]
 #[derive(Clone)]
 pub struct Credential {
     inner: Arc<Inner>,

@@ -119,6 +119,8 @@ pub fn host_agrees(uri: &Uri, headers: &HeaderMap) -> bool {
 /// # let _ = (all, runs, gateway);
 /// # Ok::<(), tower_fal::origin::InvalidOrigin>(())
 /// ```
+#[doc(alias = "allow list")]
+#[doc(alias = "allowlist")]
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct FalOrigins {

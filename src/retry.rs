@@ -119,6 +119,8 @@ pub use crate::error::foreign::connection_failed;
 /// # Panics
 /// The service's future panics outside of a Tokio runtime with a timer, once a 401 or 403 has come or a transient
 /// failure is retried.
+#[doc(alias = "401")]
+#[doc(alias = "replay")]
 #[must_use]
 pub struct FalRetryLayer<M = Typed> {
     policy: Policy,

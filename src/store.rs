@@ -74,6 +74,9 @@ pub(crate) use self::{
 pub use crate::{error::ReloadError, generation::Generation};
 
 /// A handle to the current credential: cheap to clone, shared by every layer. See the [module docs](self).
+#[doc(alias = "rotate")]
+#[doc(alias = "rotation")]
+#[doc(alias = "hot reload")]
 #[derive(Clone)]
 pub struct CredentialStore {
     shared: Arc<Shared>,

@@ -25,6 +25,8 @@ use super::{BoxError, Refusal, ReloadError, foreign::causes};
 /// ```
 ///
 /// With the feature `axum` it is a handler's response: the page of `tower_fal::axum` says which one.
+#[doc(alias = "401")]
+#[doc(alias = "403")]
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FalAuthError {

@@ -1,4 +1,6 @@
 /// Why a credential was refused.
+#[doc(alias = "401")]
+#[doc(alias = "403")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
@@ -47,6 +49,8 @@ impl Reason {
 /// Why fal has locked an account.
 ///
 /// Source: fal-ai/fal issues #489, #914, #922, #1072, #1112 and #1147.
+#[doc(alias = "balance")]
+#[doc(alias = "billing")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LockReason {
