@@ -8,7 +8,7 @@ use tokio::{
 #[cfg(all(feature = "signal", unix))]
 use super::signal;
 #[cfg(feature = "watch")]
-use super::watch;
+use super::watch::{self, DirectoryWatcher};
 use super::{
     CredentialStore,
     clock::Clock,
@@ -61,7 +61,7 @@ pub struct CredentialStoreBuilder {
     #[cfg(all(feature = "signal", unix))]
     on_sighup: bool,
     #[cfg(feature = "watch")]
-    watcher: Option<watch::MakeWatcher>,
+    watcher: Option<Arc<DirectoryWatcher>>,
 }
 
 impl CredentialStoreBuilder {
@@ -132,11 +132,11 @@ impl CredentialStoreBuilder {
     /// ```
     #[cfg(feature = "watch")]
     pub fn watch_files(self) -> Self {
-        self.watch_files_with(watch::recommended())
+        self.watch_files_with(DirectoryWatcher::of_process())
     }
 
     #[cfg(feature = "watch")]
-    pub(super) fn watch_files_with(mut self, watcher: watch::MakeWatcher) -> Self {
+    pub(super) fn watch_files_with(mut self, watcher: Arc<DirectoryWatcher>) -> Self {
         self.watcher = Some(watcher);
         self
     }

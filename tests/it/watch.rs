@@ -12,10 +12,12 @@ use std::{
 };
 
 use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
 use tower_fal::{
     Credential, CredentialStore,
     error::SourceError,
     source::{CredentialSource, FileSource},
+    store::DriverState,
 };
 
 use crate::support::{Events, KubeletVolume, key_text};
@@ -218,6 +220,18 @@ fn no_thread_is_left_of_a_watcher_whose_store_is_gone() {
 }
 
 #[test]
+fn three_hundred_stores_use_one_inotify_instance() {
+    let said = said(Command::new(std::env::current_exe().unwrap()).args(CHILD), "instances").unwrap();
+    assert!(said.contains("300 stores: 1 instance, then 1, then 0"), "{said}");
+}
+
+#[test]
+fn a_runtime_that_ends_takes_the_watcher_from_no_other() {
+    let said = said(Command::new(std::env::current_exe().unwrap()).args(CHILD), "runtimes").unwrap();
+    assert!(said.contains("followed after the first runtime"), "{said}");
+}
+
+#[test]
 fn where_the_system_has_no_watchers_left_the_file_is_polled() {
     // A user namespace has a limit of its own, so that nobody else runs out of them.
     let limited = r#"echo 0 > /proc/sys/user/max_inotify_instances && exec "$0" "$@""#;
@@ -240,13 +254,98 @@ fn child() {
         return;
     };
     println!("child began");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     let said = match mode.to_str().unwrap() {
         "threads" => runtime.block_on(threads()),
         "limit" => runtime.block_on(limit()),
+        "instances" => runtime.block_on(instances()),
+        "runtimes" => runtimes(runtime),
         other => panic!("no such mode: {other}"),
     };
     println!("{said}");
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// The last ten of three hundred stores, each with a directory of its own, are rotated while all are there, and after
+/// the others are gone.
+async fn instances() -> String {
+    let root = tempfile::tempdir().unwrap();
+    let mut stores = Vec::new();
+    for number in 0..300 {
+        let path = root.path().join(number.to_string()).join("fal_key");
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        fs::write(&path, key_text(1)).unwrap();
+        stores.push((store(file(&path)).await, path));
+    }
+    let follow = async |stores: &[(CredentialStore, PathBuf)], n| {
+        for (store, path) in stores {
+            rename_over(path, n);
+            assert_seen(store, n).await;
+        }
+    };
+    follow(&stores[290..], 2).await;
+    let many = inotify_instances();
+    assert!(stores[..290].iter().all(|(store, _)| store.generation().get() == 1));
+
+    stores.drain(..290);
+    follow(&stores, 3).await;
+    let few = inotify_instances();
+    drop(stores);
+    let begin = Instant::now();
+    while inotify_instances() > 0 || watcher_threads() > 0 {
+        assert!(begin.elapsed() < PATIENCE, "the watcher outlives its stores");
+        tokio::task::yield_now().await;
+    }
+    format!("300 stores: {many} instance, then {few}, then 0")
+}
+
+fn inotify_instances() -> usize {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+    let targets = descriptors.filter_map(|descriptor| fs::read_link(descriptor.unwrap().path()).ok());
+    targets.filter(|target| target.as_os_str() == "anon_inode:inotify").count()
+}
+
+/// The store whose runtime ends is the one for which the watcher was made.
+fn runtimes(first: Runtime) -> String {
+    let (_directory, path) = directory_with(1);
+    let (_other_directory, other_path) = directory_with(1);
+    let one = first.block_on(async {
+        let one = store(file(&path)).await;
+        rename_over(&path, 2);
+        assert_seen(&one, 2).await;
+        one
+    });
+    let second = runtime();
+    let other = second.block_on(async {
+        let other = store(file(&other_path)).await;
+        rename_over(&other_path, 2);
+        assert_seen(&other, 2).await;
+        other
+    });
+    drop(first);
+    assert_eq!(one.status().driver, DriverState::Ended);
+    second.block_on(async {
+        for n in 3..=5 {
+            rename_over(&other_path, n);
+            assert_seen(&other, n).await;
+        }
+    });
+    // What nobody drives is not watched either, and the next runtime gets a watcher, too.
+    drop(second);
+    let begin = Instant::now();
+    while watcher_threads() > 0 {
+        assert!(begin.elapsed() < PATIENCE, "the watcher outlives its runtimes");
+        std::thread::yield_now();
+    }
+    runtime().block_on(async {
+        let store = store(file(&path)).await;
+        rename_over(&path, 6);
+        assert_seen(&store, 6).await;
+    });
+    "followed after the first runtime".to_owned()
 }
 
 async fn threads() -> String {

@@ -1,12 +1,23 @@
 use std::{
     fs, io,
-    sync::atomic::{AtomicBool, AtomicUsize},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
-use notify::{NullWatcher, RecursiveMode, Watcher};
+use notify::{
+    Event, EventKind, NullWatcher, RecursiveMode, Watcher,
+    event::{AccessKind, ModifyKind, RemoveKind, RenameMode},
+};
 use tempfile::TempDir;
 
-use super::*;
+use super::{
+    listeners::Listeners,
+    watcher::{MakeWatcher, Watching},
+    *,
+};
 use crate::{CredentialStore, source::FileSource};
 
 /// How long a file may take to settle that was written and renamed within a tick of the system's clock.
@@ -43,8 +54,9 @@ impl io::Write for Log {
 struct KeyFile(TempDir);
 
 impl KeyFile {
-    async fn store(&self, watcher: MakeWatcher) -> CredentialStore {
+    async fn store(&self, make: MakeWatcher) -> CredentialStore {
         self.write(1);
+        let watcher = Arc::new(DirectoryWatcher::new(make));
         CredentialStore::builder(FileSource::new(self.path())).watch_files_with(watcher).build().await.unwrap()
     }
 
@@ -72,20 +84,69 @@ fn key_file() -> KeyFile {
     KeyFile(tempfile::tempdir().unwrap())
 }
 
-/// A watcher that hears what a test tells it.
-fn told() -> (MakeWatcher, Arc<Mutex<Option<Arc<Heard>>>>) {
-    let ears = Arc::new(Mutex::new(None));
-    let kept = Arc::clone(&ears);
-    let make: MakeWatcher = Arc::new(move |heard| {
-        *kept.lock().unwrap() = Some(heard);
-        Ok(Box::new(NullWatcher))
-    });
-    (make, ears)
+/// A watcher that notes what it is asked for. A test tells it what it hears.
+#[derive(Clone, Default)]
+struct Fake {
+    calls: Arc<Mutex<Vec<String>>>,
+    made: Arc<AtomicUsize>,
+    dies: Arc<AtomicBool>,
+    listeners: Arc<Mutex<Option<Arc<Listeners>>>>,
+}
+
+impl Fake {
+    fn make(&self) -> MakeWatcher {
+        let fake = self.clone();
+        Box::new(move |listeners| {
+            fake.made.fetch_add(1, Ordering::SeqCst);
+            *fake.listeners.lock().unwrap() = Some(listeners);
+            Ok(Box::new(fake.clone()))
+        })
+    }
+
+    fn watcher(&self) -> Arc<DirectoryWatcher> {
+        Arc::new(DirectoryWatcher::new(self.make()))
+    }
+
+    fn hear(&self, event: notify::Result<Event>) {
+        let listeners = self.listeners.lock().unwrap().clone();
+        listeners.expect("no watcher was made").hear(event);
+    }
+
+    /// What was watched and unwatched since the last call.
+    fn calls(&self) -> Vec<String> {
+        mem::take(&mut *self.calls.lock().unwrap())
+    }
+}
+
+impl Watcher for Fake {
+    fn new<F: notify::EventHandler>(_: F, _: notify::Config) -> notify::Result<Self> {
+        Ok(Self::default())
+    }
+
+    fn watch(&mut self, path: &Path, _: RecursiveMode) -> notify::Result<()> {
+        assert!(!self.dies.load(Ordering::SeqCst), "as told");
+        self.calls.lock().unwrap().push(format!("watch {}", path.display()));
+        Ok(())
+    }
+
+    fn unwatch(&mut self, path: &Path) -> notify::Result<()> {
+        self.calls.lock().unwrap().push(format!("unwatch {}", path.display()));
+        Ok(())
+    }
+
+    fn kind() -> notify::WatcherKind {
+        notify::WatcherKind::NullWatcher
+    }
+}
+
+/// An event without a path, which all have to hear.
+fn any() -> notify::Result<Event> {
+    Ok(Event::new(EventKind::Any))
 }
 
 /// It says that it watches, and hears nothing.
 fn deaf() -> MakeWatcher {
-    Arc::new(|_| Ok(Box::new(NullWatcher)))
+    Box::new(|_| Ok(Box::new(NullWatcher)))
 }
 
 #[tokio::test(start_paused = true)]
@@ -93,7 +154,7 @@ async fn without_a_watcher_the_file_is_polled() {
     let tries = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&tries);
     let file = key_file();
-    let used_up: MakeWatcher = Arc::new(move |_| {
+    let used_up: MakeWatcher = Box::new(move |_| {
         counted.fetch_add(1, Ordering::SeqCst);
         Err(io::Error::from_raw_os_error(libc::EMFILE).into())
     });
@@ -123,14 +184,13 @@ async fn where_no_events_come_each_rotation_costs_one_poll() {
 async fn events_that_stop_cost_one_slow_poll_and_no_more() {
     let log = Log::default();
     let _of_this_thread = log.collect();
-    let (make, ears) = told();
+    let fake = Fake::default();
     let file = key_file();
-    let store = file.store(make).await;
+    let store = file.store(fake.make()).await;
     for n in [2, 12] {
         // One event that announces a change, and from then on none.
         tokio::time::sleep(Duration::from_secs(300)).await;
-        let heard: Arc<Heard> = ears.lock().unwrap().clone().unwrap();
-        heard.hear(Ok(Event::new(EventKind::Any)));
+        fake.hear(any());
         let announced = file.time_to_see(&store, n).await;
         assert!(announced <= SETTLED, "seen only after {announced:?}");
         tokio::time::sleep(Duration::from_secs(300)).await;
@@ -149,15 +209,14 @@ async fn events_that_stop_cost_one_slow_poll_and_no_more() {
 async fn an_event_that_comes_after_the_poll_is_none_that_was_missed() {
     let log = Log::default();
     let _of_this_thread = log.collect();
-    let (make, ears) = told();
+    let fake = Fake::default();
     let file = key_file();
-    let store = file.store(make).await;
+    let store = file.store(fake.make()).await;
     for n in 2..=10 {
         tokio::time::sleep(Duration::from_secs(300)).await;
         file.time_to_see(&store, n).await;
         tokio::time::sleep(GRACE / 2).await;
-        let heard: Arc<Heard> = ears.lock().unwrap().clone().unwrap();
-        heard.hear(Ok(Event::new(EventKind::Any)));
+        fake.hear(any());
     }
     tokio::time::sleep(2 * GRACE).await;
     assert_eq!(log.count("changed without a file event"), 0);
@@ -167,9 +226,10 @@ async fn an_event_that_comes_after_the_poll_is_none_that_was_missed() {
 async fn polls_are_slow_only_while_events_are_known_to_come() {
     let works = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&works);
-    let (make, ears) = told();
-    let make: MakeWatcher = Arc::new(move |heard| match switch.load(Ordering::SeqCst) {
-        true => make(heard),
+    let fake = Fake::default();
+    let make = fake.make();
+    let make: MakeWatcher = Box::new(move |listeners| match switch.load(Ordering::SeqCst) {
+        true => make(listeners),
         false => Err(notify::Error::generic("not now")),
     });
     let file = key_file();
@@ -188,28 +248,26 @@ async fn polls_are_slow_only_while_events_are_known_to_come() {
     works.store(true, Ordering::SeqCst);
     tokio::time::sleep(ONE_POLL).await;
     assert!((50..=75).contains(&polls(300).await), "no event has proven that they come");
-    let heard: Arc<Heard> = ears.lock().unwrap().clone().unwrap();
-    heard.hear(Ok(Event::new(EventKind::Any))); // without a change
+    fake.hear(any()); // without a change
     assert!((50..=75).contains(&polls(300).await), "no event has announced a change");
-    heard.hear(Ok(Event::new(EventKind::Any)));
+    fake.hear(any());
     file.time_to_see(&store, 2).await;
     assert!((7..=13).contains(&polls(300).await));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_event_is_heard_also_after_it_was_deaf() {
-    let (make, ears) = told();
+    let fake = Fake::default();
     let file = key_file();
-    let store = file.store(make).await;
+    let store = file.store(fake.make()).await;
     tokio::time::sleep(Duration::from_secs(300)).await;
     file.time_to_see(&store, 2).await;
     tokio::time::sleep(Duration::from_secs(300)).await;
 
-    let heard: Arc<Heard> = ears.lock().unwrap().clone().unwrap();
-    heard.hear(Ok(Event::new(EventKind::Any)));
+    fake.hear(any());
     let time = file.time_to_see(&store, 3).await;
     assert!(time <= SETTLED, "seen only after {time:?}");
-    heard.hear(Err(notify::Error::generic("the queue is broken")));
+    fake.hear(Err(notify::Error::generic("the queue is broken")));
     let time = file.time_to_see(&store, 4).await;
     assert!(time <= SETTLED, "seen only after {time:?}");
 }
@@ -240,7 +298,7 @@ async fn a_watcher_that_panics_is_made_again() {
     let file = key_file();
     let made = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&made);
-    let make: MakeWatcher = Arc::new(move |_| {
+    let make: MakeWatcher = Box::new(move |_| {
         counted.fetch_add(1, Ordering::SeqCst);
         Ok(Box::new(Panics))
     });
@@ -249,17 +307,24 @@ async fn a_watcher_that_panics_is_made_again() {
         let time = file.time_to_see(&store, n).await;
         assert!(time <= ONE_POLL, "seen only after {time:?}");
     }
-    assert!(made.load(Ordering::SeqCst) > 1, "it is never made again");
+    let before = made.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let made = made.load(Ordering::SeqCst) - before;
+    assert!((10..=16).contains(&made), "it was made {made} times, and not with each poll");
 }
 
-#[test]
-fn every_event_is_a_hint_but_for_what_a_load_makes_itself() {
+#[tokio::test]
+async fn every_event_is_a_hint_but_for_those_of_a_load() {
     use notify::event::{AccessMode::*, CreateKind, DataChange, Flag, MetadataKind, RemoveKind, RenameMode};
-    let heard = Heard::default();
+    let fake = Fake::default();
+    let watcher = fake.watcher();
+    let root = tempfile::tempdir().unwrap();
+    let listener = Listener::new(watcher);
+    assert!(watch(&listener, &[root.path()]).await.is_new);
     for reading in [AccessKind::Open(Any), AccessKind::Close(Read), AccessKind::Read, AccessKind::Any] {
-        heard.hear(Ok(Event::new(EventKind::Access(reading))));
+        fake.hear(Ok(Event::new(EventKind::Access(reading))));
     }
-    assert_eq!(heard.count.load(Ordering::SeqCst), 0);
+    assert_eq!(listener.heard().count(), 0);
     let hints = [
         EventKind::Any,
         EventKind::Access(AccessKind::Close(Write)),
@@ -270,13 +335,167 @@ fn every_event_is_a_hint_but_for_what_a_load_makes_itself() {
         EventKind::Remove(RemoveKind::Any),
     ];
     for (count, kind) in (1..).zip(hints) {
-        heard.hear(Ok(Event::new(kind)));
-        assert_eq!(heard.count.load(Ordering::SeqCst), count, "{kind:?}");
+        fake.hear(Ok(Event::new(kind)));
+        assert_eq!(listener.heard().count(), count, "{kind:?}");
     }
     let lost = Event::new(EventKind::Other).set_flag(Flag::Rescan);
-    heard.hear(Ok(lost));
-    heard.hear(Err(notify::Error::generic("the queue is broken")));
-    assert_eq!(heard.count.load(Ordering::SeqCst), 9);
+    fake.hear(Ok(lost));
+    fake.hear(Err(notify::Error::generic("the queue is broken")));
+    assert_eq!(listener.heard().count(), 9);
+}
+
+/// Has the listener listen to these directories.
+async fn watch(listener: &Listener, directories: &[&Path]) -> Watching {
+    let files = directories.iter().map(|directory| directory.join("fal_key")).collect();
+    let directories = Directories::of(files);
+    assert!(directories.failure.is_none());
+    listener.watch(directories.wanted).await.unwrap()
+}
+
+fn canonical(path: &Path) -> String {
+    fs::canonicalize(path).unwrap().display().to_string()
+}
+
+fn event(kind: EventKind, path: impl Into<PathBuf>) -> notify::Result<Event> {
+    Ok(Event::new(kind).add_path(path.into()))
+}
+
+fn counts<const N: usize>(listeners: [&Listener; N]) -> [u64; N] {
+    listeners.map(|listener| listener.heard().count())
+}
+
+#[tokio::test]
+async fn a_store_hears_of_its_own_directories_only() {
+    let fake = Fake::default();
+    let watcher = fake.watcher();
+    let root = tempfile::tempdir().unwrap();
+    let root = fs::canonicalize(root.path()).unwrap();
+    let (a, b) = (root.join("a"), root.join("b"));
+    fs::create_dir(&a).unwrap();
+    fs::create_dir(&b).unwrap();
+    let [one, two, both] = [(); 3].map(|()| Listener::new(Arc::clone(&watcher)));
+    assert!(watch(&one, &[&a]).await.is_new);
+    assert!(watch(&two, &[&b]).await.is_new);
+    assert!(watch(&both, &[&a, &b]).await.is_new);
+    assert!(!watch(&both, &[&a, &b]).await.is_new);
+    assert_eq!(fake.made.load(Ordering::SeqCst), 1);
+    let [path_a, path_b] = [&a, &b].map(|path| path.display().to_string());
+    let expected = [&path_a, &path_b].map(|path| [format!("unwatch {path}"), format!("watch {path}")]);
+    assert_eq!(fake.calls(), expected.concat());
+
+    fake.hear(event(EventKind::Create(notify::event::CreateKind::File), a.join("fal_key")));
+    assert_eq!(counts([&one, &two, &both]), [1, 0, 1]);
+    fake.hear(event(EventKind::Any, &b)); // the directory itself
+    assert_eq!(counts([&one, &two, &both]), [1, 1, 2]);
+    fake.hear(event(EventKind::Any, root.join("c").join("fal_key")));
+    fake.hear(event(EventKind::Any, a.join("deeper").join("fal_key")));
+    assert_eq!(counts([&one, &two, &both]), [1, 1, 2]);
+    fake.hear(any()); // heard once for each directory
+    assert_eq!(counts([&one, &two, &both]), [2, 2, 4]);
+
+    // What a store does not want any more, it does not hear of, and others still do.
+    assert!(!watch(&both, &[&b]).await.is_new);
+    fake.hear(event(EventKind::Any, a.join("fal_key")));
+    assert_eq!(counts([&one, &two, &both]), [3, 2, 4]);
+    assert_eq!(fake.calls(), [""; 0]);
+
+    // A directory without a listener is not watched any more as soon as another store looks.
+    drop(one);
+    assert!(!watch(&two, &[&b]).await.is_new);
+    assert_eq!(fake.calls(), [format!("unwatch {path_a}")]);
+}
+
+#[tokio::test]
+async fn a_directory_that_is_lost_is_watched_again() {
+    let fake = Fake::default();
+    let watcher = fake.watcher();
+    let root = tempfile::tempdir().unwrap();
+    let root = fs::canonicalize(root.path()).unwrap();
+    let (outer, inner) = (root.join("outer"), root.join("outer").join("inner"));
+    fs::create_dir_all(&inner).unwrap();
+    let [one, two] = [(); 2].map(|()| Listener::new(Arc::clone(&watcher)));
+    assert!(watch(&one, &[&outer]).await.is_new);
+    assert!(watch(&two, &[&inner]).await.is_new);
+    fake.calls();
+
+    // It is moved away, and what was below it goes with it.
+    fake.hear(event(EventKind::Modify(ModifyKind::Name(RenameMode::From)), &outer));
+    assert!(one.heard().count() >= 1 && two.heard().count() >= 1);
+    assert!(watch(&two, &[&inner]).await.is_new);
+    assert!(watch(&one, &[&outer]).await.is_new);
+    let [path_outer, path_inner] = [&outer, &inner].map(|path| path.display().to_string());
+    let lost = [format!("unwatch {path_outer}"), format!("unwatch {path_inner}")];
+    let again = [&path_inner, &path_outer].map(|path| [format!("unwatch {path}"), format!("watch {path}")]);
+    assert_eq!(fake.calls(), [lost.to_vec(), again.concat()].concat());
+
+    // A file of this name is no directory.
+    fake.hear(event(EventKind::Remove(RemoveKind::Any), outer.join("fal_key")));
+    assert!(!watch(&one, &[&outer]).await.is_new);
+
+    // An error may be about any of them.
+    fake.hear(Err(notify::Error::generic("the queue is broken")));
+    assert!(watch(&one, &[&outer]).await.is_new);
+    assert!(watch(&two, &[&inner]).await.is_new);
+}
+
+#[tokio::test]
+async fn a_directory_replaced_without_an_event_is_watched_anew() {
+    let fake = Fake::default();
+    let watcher = fake.watcher();
+    let root = tempfile::tempdir().unwrap();
+    let mounted = root.path().join("mounted");
+    fs::create_dir(&mounted).unwrap();
+    let [one, two] = [(); 2].map(|()| Listener::new(Arc::clone(&watcher)));
+    assert!(watch(&one, &[&mounted]).await.is_new);
+    assert!(watch(&two, &[&mounted]).await.is_new);
+    fs::rename(&mounted, root.path().join("old")).unwrap();
+    fs::create_dir(&mounted).unwrap();
+    assert_eq!(counts([&one, &two]), [0, 0]);
+    assert!(watch(&one, &[&mounted]).await.is_new);
+    assert_eq!(counts([&one, &two]), [0, 1], "the other one has to look, too");
+    assert!(watch(&two, &[&mounted]).await.is_new);
+    assert!(!watch(&one, &[&mounted]).await.is_new);
+    fake.hear(event(EventKind::Any, fs::canonicalize(&mounted).unwrap()));
+    assert_eq!(counts([&one, &two]), [1, 2]);
+}
+
+#[tokio::test]
+async fn a_directory_that_has_two_paths_is_watched_once() {
+    let fake = Fake::default();
+    let watcher = fake.watcher();
+    let root = tempfile::tempdir().unwrap();
+    let [one, two] = [(); 2].map(|()| Listener::new(Arc::clone(&watcher)));
+    assert!(watch(&one, &[root.path()]).await.is_new);
+    fake.calls();
+    // As with a bind mount: another path, and the same directory behind it.
+    let by_another_path = || {
+        let directories = Directories::of(vec![root.path().join("fal_key")]).wanted;
+        directories.into_values().map(|directory| (PathBuf::from("/elsewhere"), directory)).collect()
+    };
+    assert!(two.watch(by_another_path()).await.unwrap().is_new);
+    assert!(!two.watch(by_another_path()).await.unwrap().is_new);
+    assert_eq!(fake.calls(), [""; 0], "a second watch would take the place of the first");
+    fake.hear(event(EventKind::Any, canonical(root.path())));
+    assert_eq!(counts([&one, &two]), [1, 1]);
+}
+
+#[tokio::test]
+async fn a_watcher_that_dies_is_made_again_for_all() {
+    let fake = Fake::default();
+    let watcher = fake.watcher();
+    let roots = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let [one, two, three] = [(); 3].map(|()| Listener::new(Arc::clone(&watcher)));
+    assert!(watch(&one, &[roots[0].path()]).await.is_new);
+    assert!(watch(&two, &[roots[1].path()]).await.is_new);
+    fake.dies.store(true, Ordering::SeqCst);
+    let failed = watch(&three, &[roots[2].path()]).await;
+    assert!(!failed.is_new && failed.failure.is_some());
+    assert_eq!(counts([&one, &two, &three]), [1, 1, 0]);
+    fake.dies.store(false, Ordering::SeqCst);
+    for (listener, root) in [&one, &two, &three].into_iter().zip(&roots) {
+        assert!(watch(listener, &[root.path()]).await.is_new);
+    }
+    assert_eq!(fake.made.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test(start_paused = true)]
