@@ -13,6 +13,7 @@ mod axum_images;
 #[cfg(unix)]
 mod axum_layer;
 mod docs;
+mod evidence;
 mod examples;
 #[cfg(unix)]
 mod file_rotation;

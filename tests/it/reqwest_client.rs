@@ -108,7 +108,7 @@ impl World {
     }
 }
 
-fn client() -> reqwest::Client {
+pub(crate) fn client() -> reqwest::Client {
     builder().build().unwrap()
 }
 
