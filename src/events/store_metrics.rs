@@ -93,16 +93,14 @@ fn may_show(store: &Arc<str>, key_id: &Arc<str>) -> bool {
 }
 
 fn credential_info(store: &Arc<str>, key_id: &Arc<str>, value: f64) {
-    if !may_show(store, key_id) {
-        return;
+    if may_show(store, key_id) {
+        gauge!("tower_fal_credential_info", "store" => Arc::clone(store), "key_id" => Arc::clone(key_id); value);
     }
-    gauge!("tower_fal_credential_info", "store" => Arc::clone(store), "key_id" => Arc::clone(key_id); value);
 }
 
 fn credential_accepted(store: &Arc<str>, key_id: &Arc<str>, accepted: bool) {
-    if !may_show(store, key_id) {
-        return;
+    if may_show(store, key_id) {
+        let value = f64::from(u8::from(accepted));
+        gauge!("tower_fal_credential_accepted", "store" => Arc::clone(store), "key_id" => Arc::clone(key_id); value);
     }
-    let (store, key_id) = (Arc::clone(store), Arc::clone(key_id));
-    gauge!("tower_fal_credential_accepted", "store" => store, "key_id" => key_id; f64::from(u8::from(accepted)));
 }
