@@ -151,10 +151,10 @@ impl<P> FalAuthLayer<P> {
         FalAuthLayer { authorizer: self.authorizer.with_origins(origins) }
     }
 
-    /// Whether a request that has an `authorization` header already keeps it, and is then passed untouched.
-    /// Default: no, ours replaces it.
-    pub fn keep_existing(mut self, keep: bool) -> Self {
-        self.authorizer.keep_existing = keep;
+    /// Lets a request that has an `authorization` header already keep it; it is then passed untouched. Default: off, and
+    /// the credential replaces the header.
+    pub fn keep_existing(mut self) -> Self {
+        self.authorizer.keep_existing = true;
         self
     }
 

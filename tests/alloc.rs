@@ -234,7 +234,7 @@ fn no_policy_allocates() {
     assert_eq!(counted(&FalAuthLayer::for_origin(store(), "https://fal.run").unwrap(), "/a"), 0);
     assert_eq!(counted(&FalAuthLayer::for_origin(store(), "https://fal.run").unwrap(), "https://FAL.run/a"), 0);
     assert_eq!(counted(&FalAuthLayer::new(store()).origins(EveryRequest), "/a"), 0);
-    assert_eq!(counted(&FalAuthLayer::new(store()).keep_existing(true), "https://fal.run/a"), 0);
+    assert_eq!(counted(&FalAuthLayer::new(store()).keep_existing(), "https://fal.run/a"), 0);
 }
 
 #[test]

@@ -102,7 +102,7 @@ async fn ours_replaces_every_authorization_header_there_is() {
 async fn an_existing_authorization_stays_when_asked_for() {
     let mut with_one = request(ADMITTED);
     with_one.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Basic callers"));
-    let layer = FalAuthLayer::new(house()).keep_existing(true);
+    let layer = FalAuthLayer::new(house()).keep_existing();
     assert_eq!(sent(layer.clone(), with_one).await.unwrap(), "Basic callers");
     assert_eq!(sent(layer, request(ADMITTED)).await.unwrap(), OURS);
 }
@@ -111,7 +111,7 @@ async fn an_existing_authorization_stays_when_asked_for() {
 async fn a_kept_authorization_beats_the_requests_own_credential() {
     let mut request = customers_request(ADMITTED);
     request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Basic callers"));
-    let layer = FalAuthLayer::new(house()).keep_existing(true);
+    let layer = FalAuthLayer::new(house()).keep_existing();
     assert_eq!(sent(layer, request).await.unwrap(), "Basic callers");
 }
 
@@ -277,7 +277,7 @@ fn authorize_treats_a_handshake_by_the_same_rules() {
 fn authorize_does_not_claim_a_header_that_it_kept() {
     let mut kept = request(ADMITTED);
     kept.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Basic callers"));
-    assert!(!FalAuthLayer::new(house()).keep_existing(true).authorize(&mut kept));
+    assert!(!FalAuthLayer::new(house()).keep_existing().authorize(&mut kept));
     assert_eq!(authorization(kept.headers()).unwrap(), "Basic callers");
 }
 
@@ -322,7 +322,7 @@ async fn what_carried_nothing_of_ours_is_not_stamped() {
         let store = || FalAuthLayer::new(house());
         assert!(stamp(store(), status, request(ELSEWHERE)).await.is_none());
         assert!(stamp(store(), status, customers_request(ELSEWHERE)).await.is_none());
-        assert!(stamp(store().keep_existing(true), status, kept.clone()).await.is_none());
+        assert!(stamp(store().keep_existing(), status, kept.clone()).await.is_none());
         assert!(stamp(FalAuthLayer::per_request(), status, request(ADMITTED)).await.is_none());
     }
 }

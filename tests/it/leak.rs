@@ -241,7 +241,7 @@ async fn malformed_environment(printed: &mut Printed) {
 }
 
 async fn requests(printed: &mut Printed) {
-    for layer in [FalAuthLayer::new(fixed()), FalAuthLayer::new(fixed()).keep_existing(true)] {
+    for layer in [FalAuthLayer::new(fixed()), FalAuthLayer::new(fixed()).keep_existing()] {
         printed.debug(&layer);
         for own in [None, Some(Credential::key(format!("own-id:{NEXT}")).unwrap())] {
             let mut service = layer.layer(service_fn(async |request: Request<()>| {

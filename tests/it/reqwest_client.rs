@@ -468,14 +468,14 @@ async fn a_header_that_is_there_is_kept_where_that_is_asked_for() {
     let server = Server::start(Router::new().route("/", get(async || "fine"))).await;
     let world = World::new().await;
     for (keep, expected) in [(false, Some(1)), (true, Some(2))] {
-        let plugin = world.layer().auth(|auth| auth.keep_existing(keep)).reqwest(builder()).unwrap();
+        let plugin =
+            world.layer().auth(|auth| if keep { auth.keep_existing() } else { auth }).reqwest(builder()).unwrap();
         plugin.get(server.url("/")).header(AUTHORIZATION, key_header(2)).send().await.unwrap();
         assert_eq!(server.keys().last(), Some(&expected));
     }
     // Those of the client are put in further inside.
     let headers = http::HeaderMap::from_iter([(AUTHORIZATION, key_header(2))]);
-    let plugin =
-        world.layer().auth(|auth| auth.keep_existing(true)).reqwest(builder().default_headers(headers)).unwrap();
+    let plugin = world.layer().auth(|auth| auth.keep_existing()).reqwest(builder().default_headers(headers)).unwrap();
     plugin.get(server.url("/")).send().await.unwrap();
     assert_eq!(server.keys().last(), Some(&Some(1)));
 }
