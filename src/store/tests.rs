@@ -307,7 +307,7 @@ fn a_store_from_the_environment_is_fixed() {
     assert!(error.to_string().contains("CredentialStore::builder(EnvSource::file())"), "{error}");
 }
 
-/// A wall clock that stands still until somebody moves it.
+/// A wall clock that stands still until a test moves it.
 #[derive(Clone)]
 struct StoppedClock(Arc<AtomicU64>);
 
@@ -425,7 +425,7 @@ async fn a_refusal_stands_for_a_minute_and_for_its_own_credential() {
     assert_eq!(degraded(), [Degraded::Refused, Degraded::AccountLocked]);
     store.replace(Credential::key("second:secret").unwrap());
     assert_eq!(degraded(), [Degraded::AccountLocked]);
-    // What comes late, for the one before, says nothing any more.
+    // A late refusal of the previous credential says nothing.
     store.note_refused(&first, Reason::MalformedCredential);
     assert_eq!(degraded(), [Degraded::AccountLocked]);
     clock.forward(60);

@@ -179,7 +179,7 @@ impl Watch {
         let heard = self.listener.heard().count();
         let [before, last] = self.heard_before;
         self.heard_before = [last, heard];
-        // The change was made after the previous load had begun, and that load began after the end of the one before.
+        // The change was made after the previous load had begun, and that load began after the end of the load before it.
         // So if the directory was watched by then, the event came after that.
         let must_have_heard = self.is_complete && self.loads_since_watched >= 2;
         self.loads_since_watched += 1;

@@ -238,7 +238,7 @@ async fn a_refused_key_is_the_callers_business_behind_the_bare_layer_only() {
 #[tokio::test]
 async fn a_stream_that_is_open_at_a_shutdown_is_read_to_its_end() {
     let fal = MockFal::start().await.unwrap();
-    // Less than the stream takes: the time-out is for an answer's beginning.
+    // Less than the stream takes: the timeout is for the start of an answer.
     let (app, _file) = App::against(NAME, &fal, &["--drain-delay", "0", "--request-timeout", "5"]).await;
     fal.hold_events_after(1);
     let mut streams = Vec::new();

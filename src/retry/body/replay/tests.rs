@@ -184,7 +184,7 @@ proptest! {
     }
 
     #[test]
-    fn an_early_answer_disturbs_no_attempt_and_frees_what_it_has_got(
+    fn an_early_answer_disturbs_no_attempt(
         script in script(),
         first in 0_usize..12,
         second in 0_usize..12,
@@ -216,7 +216,7 @@ proptest! {
 }
 
 #[test]
-fn an_attempt_that_is_over_ends_with_an_error_however_far_it_has_come() {
+fn an_attempt_that_is_over_ends_with_an_error() {
     for polls in 0..4 {
         let (mut first, mut replay) = keep_all(Script::of(["a", "b"]));
         Seen::before(&first).read(&mut first, polls);
@@ -250,7 +250,7 @@ fn an_attempt_that_waits_is_woken_when_it_is_over() {
 }
 
 #[test]
-fn the_second_attempt_is_woken_by_the_body_and_when_it_is_over_too() {
+fn the_second_attempt_is_woken_like_the_first() {
     let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, BoxError>>(1);
     let (mut first, mut replay) = keep_all(Received(receiver));
     assert_pending!(poll(&mut first));
@@ -280,7 +280,7 @@ impl Body for Received {
 }
 
 #[test]
-fn giving_up_drops_the_body_and_what_is_kept_while_the_attempt_is_still_held() {
+fn giving_up_drops_the_body_of_an_attempt_that_is_held() {
     let script = Script::of(["a", "b", "c"]);
     let alive = Arc::downgrade(&script.alive);
     let memory = memory();
@@ -293,7 +293,7 @@ fn giving_up_drops_the_body_and_what_is_kept_while_the_attempt_is_still_held() {
 }
 
 #[test]
-fn what_is_kept_no_longer_is_not_sent_again_whether_or_not_the_attempt_is_still_held() {
+fn what_is_kept_no_longer_is_not_sent_again() {
     for held in [true, false] {
         let (body, mut replay) = keep_all(Script::of(["a"]));
         let _body = held.then_some(body);
@@ -303,7 +303,7 @@ fn what_is_kept_no_longer_is_not_sent_again_whether_or_not_the_attempt_is_still_
 }
 
 #[test]
-fn an_attempt_that_is_over_holds_neither_the_body_nor_what_is_kept() {
+fn an_attempt_that_is_over_holds_nothing() {
     let script = Script::of(["a", "b", "c"]);
     let alive = Arc::downgrade(&script.alive);
     let memory = memory();
@@ -334,7 +334,7 @@ fn the_limit_is_the_last_length_that_is_kept() {
 }
 
 #[test]
-fn a_body_that_is_known_to_be_too_long_is_not_kept_but_can_be_sent_again_while_it_is_whole() {
+fn a_body_that_is_too_long_can_be_sent_again_while_it_is_whole() {
     let memory = memory();
     let (unread, mut replay) = ReplayBody::new(Full::<Bytes>::from("abcd"), 3, &memory);
     drop(unread); // the connection was refused
@@ -530,7 +530,7 @@ fn it_is_send_and_sync_for_a_body_that_is_send() {
 }
 
 #[test]
-fn an_attempt_that_is_over_on_another_thread_sends_nothing_of_the_rest() {
+fn an_attempt_over_on_another_thread_sends_nothing_more() {
     // Whichever comes first, a byte goes to one attempt or to none; it is never lost to the second one.
     for _ in 0..200 {
         let (mut first, mut replay) = keep_all(Script::of(["a", "b", "c", "d"]));
