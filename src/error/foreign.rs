@@ -1,5 +1,5 @@
-//! What the errors of other crates say: which error is behind them, that there was no connection, that a time limit was
-//! reached, that a body was too long.
+//! What the errors of other crates say: which error is behind them, that there was no connection, that a request was not
+//! processed, that a time limit was reached, that a body was too long.
 //!
 //! The standard library's and Tokio's errors are always read, those of an HTTP client where its feature is on. This is
 //! the one place that knows them: code that looks at a chain of errors asks here.
@@ -50,10 +50,45 @@ pub fn connection_failed(error: &(dyn Error + 'static)) -> bool {
         })
 }
 
+/// Whether an error or one of its causes says that there was no connection, up to the error of an HTTP client: that is
+/// final. What is behind it may say "unreachable" about a connection that existed and broke.
+#[cfg(feature = "transient")]
+pub(crate) fn was_not_connected(error: &(dyn Error + 'static)) -> bool {
+    let verdict = causes(error)
+        .find_map(|cause| client_found_no_connection(cause).or_else(|| connection_failed(cause).then_some(true)));
+    verdict.unwrap_or(false)
+}
+
+/// Whether a connection failed for a reason that stays: the peer does not speak TLS, or its certificate was refused.
+/// rustls reports both as [`io::ErrorKind::InvalidData`].
+///
+/// Only while connecting: later, the same kind can be a record that was damaged on its way.
+#[cfg(feature = "transient")]
+pub(crate) fn connection_failed_for_good(error: &(dyn Error + 'static)) -> bool {
+    let is_invalid = |cause: &(dyn Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
+    };
+    causes(error).find_map(client_found_no_connection) == Some(true) && causes(error).any(is_invalid)
+}
+
+/// Whether the server said by HTTP/2 that it has not processed the request: it refused the stream, or was shutting down
+/// when the stream came.
+///
+/// Source: RFC 9113, 8.7. h2 gives a stream the error of a GOAWAY only if its number is above the last one that the
+/// server looked at; a stream below that one fails with an I/O error.
+#[cfg(feature = "transient")]
+pub(crate) fn was_not_processed(error: &(dyn Error + 'static)) -> bool {
+    let Some(error) = error.downcast_ref::<h2::Error>() else { return false };
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    let shut_down = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+    // Not if the reason comes from this side: a request body that fails may bring it from elsewhere.
+    error.is_remote() && (refused || shut_down)
+}
+
 /// Whether an HTTP client says that there was no connection. `None` if this is no client's error.
 #[cfg(feature = "transient")]
 #[cfg_attr(not(any(feature = "client", feature = "reqwest")), allow(unused_variables))]
-pub(crate) fn client_found_no_connection(error: &(dyn Error + 'static)) -> Option<bool> {
+fn client_found_no_connection(error: &(dyn Error + 'static)) -> Option<bool> {
     #[cfg(feature = "client")]
     if let Some(error) = error.downcast_ref::<hyper_util::client::legacy::Error>() {
         return Some(error.is_connect());

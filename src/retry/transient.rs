@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{Method, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 use tokio::time::Instant;
 use tower::retry::budget::{Budget as _, TpsBudget};
 
@@ -14,8 +14,10 @@ use super::{
     retry_after::retry_after,
 };
 use crate::{
-    error::foreign::{causes, client_found_no_connection, connection_failed},
+    backoff,
+    error::foreign::{causes, connection_failed_for_good, was_not_connected, was_not_processed},
     events,
+    wire::{header, is_of_a_runner},
 };
 
 const DEFAULT_ATTEMPTS: u32 = 4;
@@ -27,9 +29,15 @@ const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
 ///
 /// | what happened | `GET`, `HEAD`, the queue's `PUT …/cancel` | anything else, `POST` above all |
 /// |---|---|---|
-/// | 429, 502, 503, 504 | sent again | not, unless the request is [`Repeatable`] |
+/// | 429 of fal itself, `concurrent_requests_limit`: the request was not run | sent again | sent again |
+/// | any other 429, 502, 503, 504 | sent again | not, unless the request is [`Repeatable`] |
 /// | the request was [certainly not sent](Self::not_sent) | sent again | sent again |
+/// | HTTP/2: the server refused the stream, or shut down before it looked at it | sent again | sent again |
 /// | the service failed otherwise | sent again | not, unless the request is [`Repeatable`] |
+///
+/// A TLS connection that fails for good is tried once: the port does not speak TLS, or the certificate is not valid for
+/// the host. (This is known of rustls behind hyper-util's client with the feature `client`, and behind reqwest with the
+/// feature `reqwest`.)
 ///
 /// Never after a 504 with `X-Fal-Request-Timeout-Type: user`, as that was the caller's own timeout, nor with
 /// `X-Fal-Retryable: false`.
@@ -63,7 +71,8 @@ pub struct Transient {
     longest_delay: Duration,
     deadline: Duration,
     budget: Arc<TpsBudget>,
-    not_sent: fn(&(dyn Error + 'static)) -> bool,
+    /// `None` for the default, which looks at the chain of causes as a whole.
+    not_sent: Option<fn(&(dyn Error + 'static)) -> bool>,
 }
 
 /// In a request's extensions: it may be sent more than once, whatever its method. You say so, and you pay for it.
@@ -104,11 +113,14 @@ impl Transient {
     }
 
     /// Which errors of the service inside say that the request was certainly not sent. It is called with the error and
-    /// then with each of its causes. Default: [`connection_failed`]. What it does not know counts as sent.
+    /// with each of its causes, until it says yes. What it does not know counts as sent.
+    ///
+    /// Default: [`connection_failed`](super::connection_failed), which is not asked about the causes behind an HTTP
+    /// client's own error. A function of yours is: there, "unreachable" can be about a connection that existed.
     ///
     /// It sees errors of every layer inside. A layer that reports "connection refused" about something else is believed.
     pub fn not_sent(mut self, not_sent: fn(&(dyn Error + 'static)) -> bool) -> Self {
-        self.not_sent = not_sent;
+        self.not_sent = Some(not_sent);
         self
     }
 }
@@ -121,7 +133,7 @@ impl Default for Transient {
             longest_delay: DEFAULT_LONGEST_DELAY,
             deadline: DEFAULT_DEADLINE,
             budget: Arc::new(TpsBudget::default()),
-            not_sent: connection_failed,
+            not_sent: None,
         }
     }
 }
@@ -173,27 +185,21 @@ impl Transient {
     }
 
     fn may_repeat(&self, sent: Sent<'_>, ended: Ended<'_>) -> bool {
-        let certainly_not_sent = match ended {
-            Ended::Answered { .. } => false,
-            Ended::Failed(error) => self.was_not_sent(error),
+        let certainly_not_run = match ended {
+            Ended::Answered { status, headers, .. } => is_over_the_concurrency_limit(status, headers),
+            Ended::Failed(error) => causes(error).any(was_not_processed) || self.was_not_sent(error),
         };
-        certainly_not_sent
+        certainly_not_run
             || matches!(*sent.method, Method::GET | Method::HEAD)
             || is_cancel(sent.method, sent.path)
             || sent.extensions.get::<Repeatable>().is_some()
     }
 
     fn was_not_sent(&self, error: &(dyn Error + 'static)) -> bool {
-        for cause in causes(error) {
-            if (self.not_sent)(cause) {
-                return true;
-            }
-            // What is behind it may say "unreachable" of a connection that was there and broke.
-            if client_found_no_connection(cause).is_some() {
-                return false;
-            }
+        match self.not_sent {
+            Some(not_sent) => causes(error).any(not_sent),
+            None => was_not_connected(error),
         }
-        false
     }
 
     fn delay(&self, made: u32, ended: Ended<'_>) -> Duration {
@@ -202,17 +208,17 @@ impl Transient {
         {
             return asked.min(self.longest_delay);
         }
-        let limit = self.first_delay.saturating_mul(2_u32.saturating_pow(made - 1)).min(self.longest_delay);
+        let limit = backoff::exponential(self.first_delay, made - 1, self.longest_delay);
         limit.mul_f64(fastrand::f64()) // "full jitter": anywhere up to the limit
     }
 }
 
-/// Whether the same request may well succeed a little later. An error of the service may; it is `may_repeat` that asks
-/// whether the request was sent.
+/// Whether the same request may well succeed a little later. After most errors of the service it may; it is `may_repeat`
+/// that asks whether the request was sent.
 fn is_transient(ended: Ended<'_>) -> bool {
-    let Ended::Answered { status, headers, .. } = ended else { return true };
-    let says = |name: &str, word: &str| {
-        headers.get(name).is_some_and(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
+    let (status, headers) = match ended {
+        Ended::Answered { status, headers, .. } => (status, headers),
+        Ended::Failed(error) => return !connection_failed_for_good(error),
     };
     let transient = matches!(
         status,
@@ -221,8 +227,23 @@ fn is_transient(ended: Ended<'_>) -> bool {
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT
     );
-    let callers_own = status == StatusCode::GATEWAY_TIMEOUT && says("x-fal-request-timeout-type", "user");
-    transient && !callers_own && !says("x-fal-retryable", "false")
+    let callers_own = status == StatusCode::GATEWAY_TIMEOUT && says(headers, header::REQUEST_TIMEOUT_TYPE, "user");
+    transient && !callers_own && !says(headers, header::RETRYABLE, "false")
+}
+
+/// Whether fal refused the request before it ran, because too many of the account's were running. An application cannot
+/// say so: its answers have a runner's headers.
+///
+/// Source: fal's documentation, "Concurrency limits".
+fn is_over_the_concurrency_limit(status: StatusCode, headers: &HeaderMap) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS
+        && says(headers, header::ERROR_TYPE, "concurrent_requests_limit")
+        && says(headers, header::NEEDS_RETRY, "1")
+        && !is_of_a_runner(headers)
+}
+
+fn says(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
+    headers.get(name).is_some_and(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
 }
 
 /// `PUT /{owner}/{app}/requests/{id}/cancel`: cancelling twice is cancelling.

@@ -30,6 +30,11 @@ use crate::{
     support::{Says, Script, key},
 };
 
+mod http2;
+mod tls;
+
+pub(crate) use self::tls::without_roots;
+
 const CANCEL: &str = "https://queue.fal.run/fal-ai/flux/requests/7d2e/cancel";
 const BODY: &str = r#"{"prompt":"a cat"}"#;
 const SECOND: Duration = Duration::from_secs(1);
@@ -385,6 +390,39 @@ async fn what_fal_calls_not_retryable_is_never_repeated() {
     let setup = Setup::new(Transient::default());
     setup.fal.will_answer(with_header(answer(500, ""), "x-fal-retryable", "true"));
     assert_eq!(setup.send(get()).await.unwrap().status(), 500);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_post_that_fal_did_not_run_for_want_of_room_is_sent_again() {
+    let over_the_limit = || {
+        let refused = with_header(answer(429, ""), "x-fal-error-type", "concurrent_requests_limit");
+        with_header(refused, "x-fal-needs-retry", "1")
+    };
+    let without = |name: &str| {
+        let mut answer = over_the_limit();
+        answer.headers_mut().remove(name).unwrap();
+        answer
+    };
+    for (name, answer, sent_again) in [
+        ("as fal says it", over_the_limit(), true),
+        ("without a type", without("x-fal-error-type"), false),
+        ("without a word about a retry", without("x-fal-needs-retry"), false),
+        ("another type", with_header(over_the_limit(), "x-fal-error-type", "rate_limit"), false),
+        ("needs no retry", with_header(over_the_limit(), "x-fal-needs-retry", "0"), false),
+        ("is not retryable", with_header(over_the_limit(), "x-fal-retryable", "false"), false),
+        ("a runner's", with_header(over_the_limit(), "x-fal-served-from", "runner"), false),
+        ("a runner's, billed", with_header(over_the_limit(), "x-fal-billable-units", "1"), false),
+    ] {
+        let setup = Setup::new(Transient::default());
+        setup.fal.will_answer(answer);
+        let status = setup.send(post()).await.unwrap().status().as_u16();
+        assert_eq!((status, setup.attempts()), if sent_again { (200, 2) } else { (429, 1) }, "{name}");
+    }
+    let setup = Setup::new(Transient::default());
+    let (mut parts, body) = over_the_limit().into_parts();
+    parts.status = http::StatusCode::SERVICE_UNAVAILABLE;
+    setup.fal.will_answer(Answer::from_parts(parts, body));
+    assert_eq!((setup.send(post()).await.unwrap().status().as_u16(), setup.attempts()), (503, 1), "it is about a 429");
 }
 
 #[tokio::test(start_paused = true)]
