@@ -154,7 +154,7 @@ where
         R: Body + Send + 'static,
         R::Error: Send,
     {
-        let result = result.map_err(FalAuthError::from_inner);
+        let result = result.map_err(|error| self.body.with_cause(FalAuthError::from_inner(error)));
         let Self { head: Head { method, uri, extensions, .. }, body, .. } = self;
         let sent = || body.is_possible().then(|| Sent { method, path: uri.path(), extensions });
         let ended = match &result {

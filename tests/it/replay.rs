@@ -41,6 +41,8 @@ use tower_fal::{
 
 use crate::support::{Says, Script, key};
 
+mod failed_body;
+
 /// How long a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 

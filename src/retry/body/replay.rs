@@ -1,4 +1,5 @@
 use std::{
+    error::Error,
     fmt,
     pin::Pin,
     sync::{
@@ -13,7 +14,10 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::into_bytes;
-use crate::{error::BoxError, events};
+use crate::{
+    error::{BoxError, FalAuthError, foreign::causes},
+    events,
+};
 
 /// A request body that can be sent again.
 ///
@@ -49,6 +53,8 @@ struct Upload<B> {
     /// What has not been read yet. `None` when it has ended or broke off.
     rest: Option<B>,
     ended: bool,
+    /// Why `rest` broke off, if the body said so.
+    failure: Option<BodyFailed>,
     /// The size of the whole, as the body itself stated it.
     hint: SizeHint,
     kept: Kept,
@@ -97,6 +103,7 @@ impl<B: Body> ReplayBody<B> {
             kept: Kept::new(most, Arc::clone(memory)),
             rest: Some(body),
             ended: false,
+            failure: None,
             hint,
             begun: false,
             sent: 0,
@@ -190,6 +197,21 @@ impl<B> Replay<B> {
         self.upload.as_ref().is_none_or(|slot| Arc::strong_count(slot) == 1)
     }
 
+    /// The error of an attempt, with the body's error among its causes if that is why it failed. Over HTTP/2, hyper keeps
+    /// the body's error to itself.
+    pub(crate) fn with_cause(&self, error: FalAuthError) -> FalAuthError {
+        let failure = || self.upload.as_ref().and_then(|slot| lock(slot).as_ref()?.failure.clone());
+        match error {
+            FalAuthError::Transport(client) if !causes(&*client).any(<dyn Error>::is::<BodyFailed>) => {
+                FalAuthError::Transport(match failure() {
+                    Some(body) => NotSentWhole { client, body }.into(),
+                    None => client,
+                })
+            }
+            error => error,
+        }
+    }
+
     /// The request has failed: the upload ends with an error, and the body is dropped immediately.
     pub(crate) fn give_up(&self) {
         let upload = self.upload.as_ref().and_then(|slot| lock(slot).take());
@@ -208,6 +230,11 @@ impl<B> Drop for Replay<B> {
 impl<B> Upload<B> {
     fn is_replayable(&self) -> bool {
         self.kept.keeping && (self.ended || self.rest.is_some())
+    }
+
+    /// Why there is no more of the body.
+    fn broken_off(&self) -> BoxError {
+        self.failure.clone().map_or_else(|| BrokenOff.into(), Into::into)
     }
 
     fn start_over(&mut self) {
@@ -232,7 +259,7 @@ where
 
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Some(rest) = &mut self.rest else {
-            return Poll::Ready(if self.ended { None } else { Some(Err(BrokenOff.into())) });
+            return Poll::Ready(if self.ended { None } else { Some(Err(self.broken_off())) });
         };
         let Poll::Ready(frame) = Pin::new(rest).poll_frame(cx) else {
             if !self.waiting.as_ref().is_some_and(|waiting| waiting.will_wake(cx.waker())) {
@@ -245,7 +272,8 @@ where
             Some(Err(error)) => {
                 self.rest = None;
                 self.kept.give_up();
-                return Poll::Ready(Some(Err(error.into())));
+                self.failure = Some(BodyFailed(error.into().into()));
+                return Poll::Ready(Some(Err(self.broken_off())));
             }
             None => {
                 self.rest = None;
@@ -458,7 +486,32 @@ impl Drop for Reservation {
 #[error("the upload was given up: the request was answered before the upload had ended")]
 struct Superseded;
 
-/// The body has failed before, and is polled again.
+/// The caller's body ended with this error. It is shared: the attempt gets it, and so does the request's own error.
+#[derive(Clone, Debug)]
+struct BodyFailed(Arc<dyn Error + Send + Sync>);
+
+impl fmt::Display for BodyFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the request body ended with an error before it was complete")
+    }
+}
+
+impl Error for BodyFailed {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.0) // the error, and not the `Arc`, which is an error as well and cannot be downcast to it
+    }
+}
+
+/// The client's error in its own words, and what is behind it.
+#[derive(Debug, thiserror::Error)]
+#[error("{client}")]
+struct NotSentWhole {
+    client: BoxError,
+    #[source]
+    body: BodyFailed,
+}
+
+/// The body has broken off without an error of its own.
 #[derive(Debug, thiserror::Error)]
 #[error("the request body ended with an error before it was complete")]
 struct BrokenOff;
