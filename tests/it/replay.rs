@@ -269,9 +269,13 @@ impl Pieces {
         self
     }
 
-    fn and_trailers(mut self) -> Self {
-        let trailers = HeaderMap::from_iter([("x-checksum".parse().unwrap(), "12".parse().unwrap())]);
-        self.frames.push_back(Frame::trailers(trailers));
+    fn and_trailers(self) -> Self {
+        self.and_trailers_of(&["x-checksum"])
+    }
+
+    fn and_trailers_of(mut self, names: &[&str]) -> Self {
+        let trailers = names.iter().map(|name| (name.parse().unwrap(), "12".parse().unwrap()));
+        self.frames.push_back(Frame::trailers(HeaderMap::from_iter(trailers)));
         self
     }
 }
@@ -365,6 +369,36 @@ async fn a_replay_has_the_bytes_trailers_and_framing_of_the_upload() {
                 (key(1).header().to_str().unwrap(), key(2).header().to_str().unwrap())
             );
             assert_eq!(memory.replay_memory_used(), 0, "{protocol:?}, {name}");
+        }
+    }
+}
+
+/// Nor does the account that they act for.
+#[tokio::test]
+async fn a_credential_in_the_trailers_does_not_go_to_fal() {
+    const NAMES: [&str; 5] = ["authorization", "x-checksum", "cookie", "proxy-authorization", "x-fal-user-id"];
+    for protocol in PROTOCOLS {
+        for body in [|| Pieces::new(["hel", "lo"]), || Pieces::new([])] {
+            let store = revoked();
+            let peer = Peer::start(When::AfterTheBody, Some(&store)).await;
+            let (fal, memory) = fal(protocol, &store, as_it_is);
+            let mut request = peer.post(body().and_trailers_of(&NAMES));
+            request.headers_mut().insert(TRAILER, NAMES.join(", ").parse().unwrap());
+            within(fal.clone().oneshot(request)).await.unwrap();
+            // A map of trailers of which none is left, and a map that was empty.
+            for names in [&["cookie"][..], &[]] {
+                within(fal.clone().oneshot(peer.post(body().and_trailers_of(names)))).await.unwrap();
+            }
+            let uploads = peer.uploads(4).await;
+            for Upload { sent, .. } in &uploads[..2] {
+                let trailers = sent.trailers.as_ref().unwrap();
+                assert_eq!(trailers.keys().collect::<Vec<_>>(), ["x-checksum"], "{protocol:?}");
+            }
+            for Upload { sent, .. } in &uploads[2..] {
+                assert!(sent.trailers.as_ref().is_none_or(HeaderMap::is_empty), "{protocol:?}");
+            }
+            assert!(uploads.iter().all(|upload| upload.sent.complete));
+            assert_eq!(memory.replay_memory_used(), 0);
         }
     }
 }

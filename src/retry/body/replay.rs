@@ -10,20 +10,29 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
+use http::{
+    HeaderMap, HeaderName,
+    header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION},
+};
 use http_body::{Body, Frame, SizeHint};
 
 use super::into_bytes;
 use crate::{
     error::{BoxError, FalAuthError, foreign::causes},
     events,
+    wire::header::USER_ID,
 };
+
+/// What no trailer may bring to fal: a credential, or the account that it acts for. A server may take trailers for
+/// headers (RFC 9110, 6.5.1), and these would stand beside the header of [`FalAuth`](crate::FalAuth).
+const NOT_IN_TRAILERS: [HeaderName; 4] = [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE, USER_ID];
 
 /// A request body that can be sent again.
 ///
 /// While the first attempt streams the body `B`, what has passed is kept. A second attempt gets that, and then the
 /// rest of `B`; whichever attempt is not the latest one ends with an error, never with an end that would look like a
-/// complete body. Trailers and the size hint are the same each time, so the framing is too.
+/// complete body. Trailers and the size hint are the same each time, so the framing is too. The trailers
+/// `authorization`, `proxy-authorization`, `cookie` and `x-fal-user-id` are left out.
 ///
 /// Nothing is copied for a body of one piece, such as `Full<Bytes>`; an empty body is not even shared. What is longer
 /// than the layer's [`max_body`](crate::FalRetryLayer::max_body) is streamed and not kept; trailers count as part of it.
@@ -289,9 +298,12 @@ where
                 Frame::data(data)
             }
             Err(frame) => {
-                let Ok(trailers) = frame.into_trailers() else { return Poll::Ready(Some(Err(BrokenOff.into()))) };
+                let Ok(mut trailers) = frame.into_trailers() else { return Poll::Ready(Some(Err(BrokenOff.into()))) };
                 // Trailers are the last frame. A frame after them would come before them on the replay.
                 (self.rest, self.ended) = (None, true);
+                for name in &NOT_IN_TRAILERS {
+                    trailers.remove(name);
+                }
                 self.kept.keep_trailers(&trailers);
                 Frame::trailers(trailers)
             }
