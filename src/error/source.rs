@@ -176,7 +176,7 @@ impl SourceError {
     /// ```
     /// # use tower_fal::error::SourceError;
     /// let error = SourceError::new("vault", "connection refused");
-    /// assert_eq!(error.summary(), "vault: could not load a credential (other; its own error is in the log)");
+    /// assert_eq!(error.summary(), "vault: could not load a credential (other; its own error is not shown here)");
     /// ```
     pub fn summary(&self) -> String {
         match &self.inner.cause {
@@ -184,7 +184,7 @@ impl SourceError {
             Some(Cause::Source(cause)) => format!("{self}: {}", cause.summary()),
             Some(Cause::Credential(cause)) => format!("{self}: {cause}"),
             Some(Cause::System(cause)) => format!("{self}: {cause}"),
-            Some(Cause::Foreign(_)) => format!("{self} ({}; its own error is in the log)", self.kind().as_str()),
+            Some(Cause::Foreign(_)) => format!("{self} ({}; its own error is not shown here)", self.kind().as_str()),
         }
     }
 }
@@ -378,7 +378,7 @@ mod tests {
         let error = SourceError::new("mine", Outer { secret: "hush", cause });
         let said = "mine: could not load a credential: GET https://…@vault/v1?… failed: connection refused";
         assert_eq!(report(&error), said);
-        assert_eq!(error.summary(), "mine: could not load a credential (other; its own error is in the log)");
+        assert_eq!(error.summary(), "mine: could not load a credential (other; its own error is not shown here)");
         assert!(!printed(&error).contains("hush"), "{error:?}");
     }
 
@@ -419,7 +419,7 @@ mod tests {
             ),
             (
                 SourceError::new("mine", io::Error::new(io::ErrorKind::TimedOut, "hush")),
-                "mine: could not load a credential (timed_out; its own error is in the log)",
+                "mine: could not load a credential (timed_out; its own error is not shown here)",
             ),
         ] {
             assert_eq!(error.summary(), said);

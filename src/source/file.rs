@@ -92,7 +92,7 @@ impl FileSource {
     ///
     /// Both are read at one moment: if a link on the way to either is swapped meanwhile, as kubelet does it, both are
     /// read again. If two plain files are written one after the other, the pair of a new id and an old secret cannot be
-    /// recognized. fal refuses it, and the store loads again.
+    /// recognised. fal refuses it, and the store loads again.
     pub fn pair(id_path: impl Into<PathBuf>, secret_path: impl Into<PathBuf>) -> Self {
         let secret_path = secret_path.into();
         let id = Self::new(id_path);
