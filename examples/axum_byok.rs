@@ -7,13 +7,12 @@
 //! ```
 //!
 //! The key travels in the request's extensions. The layer is [`FalLayer::per_request`], which has no other key. If a
-//! layer around it drops the extensions, the request fails here and is not sent: see [`byok::client`].
+//! layer around it drops the extensions, the request is not sent: `require_credential` makes that an error here, instead
+//! of a refusal by fal that would look like the tenant's.
 //!
 //! Each tenant is a directory with a `token`, by which the server knows the tenant, and its `fal_key` if it has one. In
 //! your server they are in a database or a vault: `tower_fal::source::from_fn` reads those. What is wrong with one
 //! tenant never keeps the others from being served.
-//!
-//! [`FalLayer::per_request`]: tower_fal::FalLayer::per_request
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
@@ -43,20 +42,16 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
-use tower::ServiceExt as _;
+use tower::Layer as _;
 use tower_fal::{
-    CredentialStore, FalAuthError, FalClient,
+    CredentialStore, FalAuthError, FalClient, FalLayer,
     error::{BoxError, Reason, SourceError, SourceErrorKind, report},
     source::FileSource,
 };
 use tracing::warn;
 
-use self::{
-    byok::KeyLost,
-    serve::{App, Options, Upstream, climbs_out, problem},
-};
+use self::serve::{App, Options, Upstream, climbs_out, problem};
 
-mod byok;
 mod serve;
 mod terminal;
 
@@ -88,10 +83,13 @@ async fn main() -> ExitCode {
         };
         // It follows no redirects: an app chooses where they lead, and the tenant would pay for what runs there.
         let http = Client::builder(TokioExecutor::new()).build(Upstream::connector()?);
+        let layer = FalLayer::per_request()
+            .auth(|auth| auth.origins(upstream.run.origins.clone()))
+            .retry(|retry| retry.require_credential());
         let tenants = Arc::new(tenants);
         let byok = Byok {
-            fal: byok::client(http, upstream.origins.clone()),
-            run_url: upstream.run_url.as_str().into(),
+            fal: FalClient::over(layer.layer(http)),
+            run_url: upstream.run.url.as_str().into(),
             tenants: Arc::clone(&tenants),
         };
         let for_details = Arc::clone(&tenants);
@@ -226,7 +224,7 @@ async fn run(State(byok): State<Byok>, uri: Uri, headers: HeaderMap, input: Byte
         .extension(key)
         .body(Full::new(input))
         .map_err(|_| Refused::NoSuchApp)?;
-    let response = byok.fal.oneshot(request).await?;
+    let response = byok.fal.request(request).await?;
     let status = response.status();
     if status.is_informational() || status.is_redirection() || status == StatusCode::UNAUTHORIZED {
         // A redirect of the app, a protocol that nobody asked for, or a 401 that says nothing about the tenant's key.
@@ -280,10 +278,6 @@ impl IntoResponse for Refused {
                 if !matches!(refusal.reason(), Reason::Application | Reason::Unknown) =>
             {
                 problem(StatusCode::CONFLICT, refusal.reason().as_str())
-            }
-            Self::Fal(FalAuthError::Transport(error)) if error.is::<KeyLost>() => {
-                warn!(error = report(&*error), "a request was not sent");
-                problem(StatusCode::INTERNAL_SERVER_ERROR, "key_lost")
             }
             Self::Fal(error) => error.into_response(),
         }

@@ -31,7 +31,7 @@ use http_body_util::Full;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tower::{Layer as _, ServiceExt as _};
+use tower::Layer as _;
 use tower_fal::{
     FalAuthError, FalClient,
     error::{BoxError, report},
@@ -77,12 +77,12 @@ async fn main() -> ExitCode {
     serve::run(options, async |upstream| {
         let store = upstream.store(key_file.as_deref()).await?;
         let layer = tower_fal::layer(&store)
-            .auth(|auth| auth.origins(upstream.origins.clone()))
+            .auth(|auth| auth.origins(upstream.queue.origins.clone()))
             // It costs nothing to ask for a status again. A POST is never repeated, because fal bills it.
             .retry(|retry| retry.transient(Transient::default()));
         let client = Client::builder(TokioExecutor::new()).build(Upstream::connector()?);
         let images =
-            Images { fal: FalClient::over(layer.layer(client)), queue_url: upstream.queue_url.as_str().into() };
+            Images { fal: FalClient::over(layer.layer(client)), queue_url: upstream.queue.url.as_str().into() };
         let router = Router::new().route("/images", post(draw)).with_state(images);
         let try_it = r#"-d '{"prompt":"a lighthouse"}' -H content-type:application/json {}/images"#;
         Ok(App::new(router, store, try_it))
@@ -142,7 +142,7 @@ impl Images {
             .header(CONTENT_TYPE, "application/json")
             .body(Full::<Bytes>::from(body))
             .map_err(|error| Failed::Answer(error.into()))?;
-        let (head, body) = self.fal.clone().oneshot(request).await?.into_parts();
+        let (head, body) = self.fal.request(request).await?.into_parts();
         if !head.status.is_success() {
             return Err(Failed::Status(head.status));
         }

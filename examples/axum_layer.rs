@@ -42,7 +42,10 @@ use tower::{
 };
 use tower_fal::{FalAuthError, FalAuthLayer, error::BoxError};
 
-use self::serve::{App, Options, Upstream, climbs_out, problem};
+use self::{
+    serve::{App, Options, Upstream, climbs_out, problem},
+    terminal::BaseUrl,
+};
 
 mod serve;
 mod terminal;
@@ -83,8 +86,8 @@ async fn main() -> ExitCode {
     };
     serve::run(options, async |upstream| {
         let store = upstream.store(key_file.as_deref()).await?;
-        let (run_url, origins) = (upstream.run_url.clone(), upstream.origins.clone());
-        let to_fal = MapRequestLayer::new(move |request| to_fal(&run_url, request));
+        let BaseUrl { url, origins } = upstream.run.clone();
+        let to_fal = MapRequestLayer::new(move |request| to_fal(&url, request));
 
         let client = Client::builder(TokioExecutor::new()).build::<_, Body>(Upstream::connector()?);
         let forward = service_fn(move |request| {

@@ -19,7 +19,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tower::{ServiceBuilder, ServiceExt as _};
-use tower_fal::{CredentialStore, FalAuthLayer, auth::Stamp, error::BoxError, source::EnvSource};
+use tower_fal::{CredentialStore, FalAuthLayer, auth::Stamp, error::BoxError, origin::FalOrigins, source::EnvSource};
 
 use self::terminal::Printable;
 
@@ -60,7 +60,7 @@ async fn call_fal(run: Option<(String, String)>) -> Result<(), BoxError> {
         .enable_http2()
         .build();
     let fal = ServiceBuilder::new()
-        .layer(FalAuthLayer::new(store))
+        .layer(FalAuthLayer::new(store).origins(FalOrigins::only(["fal.run", "queue.fal.run"])?))
         .service(Client::builder(TokioExecutor::new()).build(connector));
 
     let request = match run {

@@ -26,11 +26,14 @@ use std::{
 };
 
 use clap::Parser;
+use http::Uri;
 use reqwest::{Method, Response, StatusCode, header::CONTENT_TYPE};
 use reqwest_middleware::{ClientWithMiddleware, RequestBuilder};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tower_fal::{Credential, CredentialStore, error::BoxError, mock::MockFal, origin::FalOrigins, retry::Transient};
+use tower_fal::{
+    Credential, CredentialStore, error::BoxError, mock::MockFal, origin::OriginPolicy as _, retry::Transient,
+};
 
 use self::{
     demo::{Live, Target},
@@ -141,23 +144,22 @@ struct Progress {
 
 impl Fal {
     fn new(store: &CredentialStore, queue_url: Option<BaseUrl>, rest_url: Option<BaseUrl>) -> Result<Self, BoxError> {
-        let mut origins = FalOrigins::new();
-        let mut urls = ["https://queue.fal.run".to_owned(), "https://rest.fal.ai".to_owned()];
+        let is_named = queue_url.is_some() || rest_url.is_some();
+        let url = |named: Option<BaseUrl>, of_fal: &str| named.map_or_else(|| of_fal.parse(), Ok);
+        let (queue, rest) = (url(queue_url, "https://queue.fal.run")?, url(rest_url, "https://rest.fal.ai")?);
         let mut client = reqwest::Client::builder().tls_backend_preconfigured(demo::tls()?).timeout(TIMEOUT);
-        for (url, named) in urls.iter_mut().zip([queue_url, rest_url]) {
-            if let Some(named) = named {
-                origins = origins.and(&named.origin)?;
-                *url = named.url;
-                // A proxy reads what is sent over plain http, and the URL may be one.
-                client = client.no_proxy();
-            }
+        if is_named {
+            // It may be plain http to this machine, and a proxy of the environment would read the key.
+            client = client.no_proxy();
         }
+        let (queue_url, rest_url) = (queue.url, rest.url);
+        // These two hosts and no other: not that of the upload, for example.
+        let origins = move |uri: &Uri| queue.origins.admits(uri) || rest.origins.admits(uri);
         let client = tower_fal::layer(store)
             .auth(|auth| auth.origins(origins))
             // It costs nothing to ask for a status again. A POST is never repeated, because fal bills it.
             .retry(|retry| retry.transient(Transient::default()))
             .reqwest(client)?;
-        let [queue_url, rest_url] = urls;
         Ok(Self { client, queue_url, rest_url })
     }
 

@@ -46,7 +46,7 @@ async fn main() -> ExitCode {
         None => demonstrate().await,
         Some(Live { store, app, input }) => {
             let url = format!("https://fal.run/{app}").parse()?;
-            stream(&store, FalOrigins::new(), url, &input, |event| println!("{}", Printable(event))).await
+            stream(&store, FalOrigins::only(["fal.run"])?, url, &input, |event| println!("{}", Printable(event))).await
         }
     })
     .await

@@ -64,7 +64,7 @@ async fn main() -> ExitCode {
     terminal::run(async |arguments: Arguments| match arguments.target.live().await? {
         None => demonstrate().await,
         Some(Live { store, app, input }) => {
-            let origins = FalOrigins::new().handshakes();
+            let origins = FalOrigins::only(["ws.fal.run"])?.handshakes();
             let layer = tower_fal::layer(&store).auth(|auth| auth.origins(origins));
             let fal = Fal { layer, connector: connector()? };
             let mut socket = fal.connect(&format!("wss://ws.fal.run/{app}").parse()?).await?;

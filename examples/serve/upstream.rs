@@ -6,11 +6,11 @@ use tower_fal::{
     Credential, CredentialStore,
     error::{BoxError, SourceError, SourceErrorKind, report},
     mock::MockFal,
-    origin::FalOrigins,
     source::{EnvSource, FileSource},
 };
 
 use super::Options;
+use crate::terminal::BaseUrl;
 
 /// How long it may take to connect to fal.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -18,35 +18,25 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where fal is: the real one, the URLs of the command line, or with `--demo` a fal in this process.
 #[allow(dead_code)] // no example uses both URLs
 pub(crate) struct Upstream {
-    /// In place of `https://fal.run`, without a slash at its end.
-    pub(crate) run_url: String,
-    /// In place of `https://queue.fal.run`, without a slash at its end.
-    pub(crate) queue_url: String,
-    /// Which origins may see a key: those of fal, and those of the URLs on the command line.
-    pub(crate) origins: FalOrigins,
+    /// `https://fal.run`, or what takes its place.
+    pub(crate) run: BaseUrl,
+    /// `https://queue.fal.run`, or what takes its place.
+    pub(crate) queue: BaseUrl,
     /// With `--demo`.
     mock: Option<MockFal>,
 }
 
 impl Upstream {
     pub(crate) async fn new(options: &Options) -> Result<Self, BoxError> {
-        let mut origins = FalOrigins::new();
-        let (mut run_url, mut queue_url) = ("https://fal.run".to_owned(), "https://queue.fal.run".to_owned());
-        let mut mock = None;
-        if options.demo {
-            let fal = MockFal::start().await?;
-            (run_url, queue_url) = (fal.run_origin(), fal.queue_origin());
-            origins = origins.loopback_http();
-            mock = Some(fal);
-        }
-        // The URLs that you name take the place of fal's, so their origins may see the key.
-        for (named, url) in [(&options.fal_run_url, &mut run_url), (&options.fal_queue_url, &mut queue_url)] {
-            if let Some(named) = named {
-                origins = origins.and(&named.origin)?;
-                url.clone_from(&named.url);
-            }
-        }
-        Ok(Self { run_url, queue_url, origins, mock })
+        let mock = if options.demo { Some(MockFal::start().await?) } else { None };
+        let url = |named: &Option<BaseUrl>, of_mock: fn(&MockFal) -> String, of_fal: &str| match (named, &mock) {
+            (Some(named), _) => Ok(named.clone()),
+            (None, Some(mock)) => of_mock(mock).parse(),
+            (None, None) => of_fal.parse(),
+        };
+        let run = url(&options.fal_run_url, MockFal::run_origin, "https://fal.run")?;
+        let queue = url(&options.fal_queue_url, MockFal::queue_origin, "https://queue.fal.run")?;
+        Ok(Self { run, queue, mock })
     }
 
     /// The store with the server's own key: from this file, or from the environment. It is an error if there is none.

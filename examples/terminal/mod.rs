@@ -82,13 +82,13 @@ fn explanation<A: Parser>(error: &clap::Error) -> String {
     }
 }
 
-/// A URL that stands for one of fal's. Only one that may see a key can be made.
+/// A URL of fal, or one that takes its place. Only one that may see a key can be made.
 #[derive(Clone)]
 pub(crate) struct BaseUrl {
-    /// Such as `https://gateway.example.com:8443`.
-    pub(crate) origin: String,
-    /// The origin and the path, without a slash at the end.
+    /// The scheme, the host and the path, without a slash at the end.
     pub(crate) url: String,
+    /// This origin and no other: the example calls nobody else.
+    pub(crate) origins: FalOrigins,
 }
 
 impl FromStr for BaseUrl {
@@ -100,10 +100,9 @@ impl FromStr for BaseUrl {
             return Err("it must be like https://host/path".into());
         };
         let origin = format!("{scheme}://{authority}");
-        // The policy refuses an origin to which the key would go in clear.
-        let _ = FalOrigins::new().and(&origin)?;
-        let url = format!("{origin}{}", url.path().trim_end_matches('/'));
-        Ok(Self { origin, url })
+        // This refuses an origin to which the key would go in clear.
+        let origins = FalOrigins::only([])?.and(&origin)?;
+        Ok(Self { url: format!("{origin}{}", url.path().trim_end_matches('/')), origins })
     }
 }
 

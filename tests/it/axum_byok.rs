@@ -13,26 +13,15 @@ use axum::{
     http::{HeaderMap, Uri},
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
 use http::{Request, StatusCode, header::LOCATION};
-use http_body_util::Full;
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::json;
 use tempfile::TempDir;
-use tower::{ServiceBuilder, ServiceExt as _, util::MapRequestLayer};
-use tower_fal::{
-    FalAuthError,
-    mock::{Failure, Lock, MockFal, Presented},
-    origin::FalOrigins,
-};
+use tower_fal::mock::{Failure, Lock, MockFal, Presented};
 
 use crate::{
     app::{App, Ended, Served, app, gives_up},
     support::{key, key_text},
 };
-
-#[path = "../../examples/byok/mod.rs"]
-mod byok;
 
 /// The house's key, which fal takes and which is nobody's here.
 const HOUSE: u64 = 9;
@@ -167,29 +156,6 @@ async fn no_redirect_of_an_app_is_followed() {
     assert_eq!(elsewhere.seen.lock().unwrap().len(), 0);
     assert_eq!(presented(&fal), []);
     app.end().await.well();
-}
-
-#[tokio::test]
-async fn a_request_that_has_lost_its_key_is_not_sent() {
-    let fal = fal().await;
-    let http = Client::builder(TokioExecutor::new()).build_http();
-    let client = byok::client(http, FalOrigins::new().loopback_http());
-    let request = || {
-        let request = Request::post(fal.run_url("/fal-ai/flux")).extension(key(1));
-        request.body(Full::new(Bytes::from_static(b"{}"))).unwrap()
-    };
-    assert_eq!(client.clone().oneshot(request()).await.unwrap().status(), 200);
-    assert_eq!(presented(&fal), [Presented::Accepted(key(1).key_id().cloned())]);
-
-    // Like a layer that makes a new request, and forgets the extensions.
-    let forgetful = MapRequestLayer::new(|request: Request<Full<Bytes>>| {
-        let mut new = Request::post(request.uri().clone()).body(Full::default()).unwrap();
-        *new.body_mut() = request.into_body();
-        new
-    });
-    let error = ServiceBuilder::new().layer(forgetful).service(client).oneshot(request()).await.unwrap_err();
-    assert!(matches!(&error, FalAuthError::Transport(cause) if cause.is::<byok::KeyLost>()), "{error:?}");
-    assert_eq!(presented(&fal), []);
 }
 
 #[tokio::test]
