@@ -87,7 +87,7 @@ async fn demonstrate() -> Result<(), BoxError> {
     let source = FileSource::new(&file).poll_every(Duration::from_secs(60 * 60));
     let store = CredentialStore::builder(source).build().await?;
     // The default policy admits `wss` to fal only, and the mock speaks `ws`.
-    let origins = FalOrigins::new().loopback_http();
+    let origins = FalOrigins::new().loopback_http().handshakes();
     let auth = FalAuthLayer::new(store.clone()).origins(origins.clone());
     let fal = Fal { layer: tower_fal::layer(&store).auth(|auth| auth.origins(origins)), connector: connector()? };
     let url = mock.ws_url("/fal-ai/flux/dev");

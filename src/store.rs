@@ -105,6 +105,9 @@ impl CredentialStore {
 
     /// A store with one credential that never reloads; [`replace`](Self::replace) still works. Needs no runtime.
     ///
+    /// Make no store for each request: put a customer's [`Credential`] into the request's extensions. With the feature
+    /// `metrics` each key of a store is a series, and a recorder keeps a series for ever.
+    ///
     /// ```
     /// use tower_fal::{Credential, CredentialStore};
     ///

@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
@@ -15,12 +15,6 @@ pub(crate) struct StoreMetrics {
 
 /// How many stores of one name hold a key, by name and key id.
 type Holders = BTreeMap<(Arc<str>, Arc<str>), usize>;
-
-/// A recorder keeps a series for ever, so a process that makes a store for each customer shows no more keys than these.
-const MOST_SERIES: usize = 1000;
-
-/// Every series that was ever shown.
-static SERIES: Mutex<BTreeSet<(Arc<str>, Arc<str>)>> = Mutex::new(BTreeSet::new());
 
 /// One for the process, as its recorder is.
 static HOLDERS: Mutex<Holders> = Mutex::new(Holders::new());
@@ -85,22 +79,11 @@ impl Drop for StoreMetrics {
     }
 }
 
-/// Whether the series of this key may be shown.
-fn may_show(store: &Arc<str>, key_id: &Arc<str>) -> bool {
-    let mut series = SERIES.lock().unwrap_or_else(PoisonError::into_inner);
-    let key = (Arc::clone(store), Arc::clone(key_id));
-    series.contains(&key) || (series.len() < MOST_SERIES && series.insert(key))
-}
-
 fn credential_info(store: &Arc<str>, key_id: &Arc<str>, value: f64) {
-    if may_show(store, key_id) {
-        gauge!("tower_fal_credential_info", "store" => Arc::clone(store), "key_id" => Arc::clone(key_id); value);
-    }
+    gauge!("tower_fal_credential_info", "store" => Arc::clone(store), "key_id" => Arc::clone(key_id); value);
 }
 
 fn credential_accepted(store: &Arc<str>, key_id: &Arc<str>, accepted: bool) {
-    if may_show(store, key_id) {
-        let value = f64::from(u8::from(accepted));
-        gauge!("tower_fal_credential_accepted", "store" => Arc::clone(store), "key_id" => Arc::clone(key_id); value);
-    }
+    let value = f64::from(u8::from(accepted));
+    gauge!("tower_fal_credential_accepted", "store" => Arc::clone(store), "key_id" => Arc::clone(key_id); value);
 }

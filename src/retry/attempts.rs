@@ -63,9 +63,11 @@ impl Attempts {
 
     /// Tells [`FalAuth`](crate::FalAuth) what to send the request with, if not with the current credential.
     pub(crate) fn prepare(&self, extensions: &mut Extensions) {
-        if let Some(snapshot) = &self.send_with {
-            extensions.insert(SendWith(snapshot.clone()));
-        }
+        match &self.send_with {
+            Some(snapshot) => extensions.insert(SendWith(snapshot.clone())),
+            // An earlier request may have left one: a reqwest middleware may get the same extensions again.
+            None => extensions.remove::<SendWith>(),
+        };
     }
 
     /// An attempt has ended. `sent` is asked for the request if it may be repeated, and brings it if it can be; `origin`

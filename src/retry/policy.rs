@@ -238,7 +238,7 @@ impl Policy {
     }
 
     fn decide(&self, parts: &RefusalParts, store: &CredentialStore, tried: &Tried) -> (Decision, Option<Replay>) {
-        let replay = other(store.candidates(), tried);
+        let replay = other(store.candidates(), tried, parts.replayed);
         (rule::decide(parts, replay.as_ref().map(|replay| replay.other), self.reload_on_forbidden), replay)
     }
 
@@ -275,15 +275,19 @@ fn newest(tried: &Tried) -> Option<&(Snapshot, Mark)> {
 
 /// Which of the candidates a request may be sent with next. Not with one of the same value as one that was refused,
 /// unless fal has come to accept it since.
-fn other(candidates: [Option<Snapshot>; 2], tried: &Tried) -> Option<Replay> {
+fn other(candidates: [Option<Snapshot>; 2], tried: &Tried, replayed: Replayed) -> Option<Replay> {
     let ((newest, mark), (last, last_mark)) = (newest(tried)?, tried.last()?);
     let was_tried = |candidate: &Snapshot| {
         tried.iter().any(|(snapshot, _)| snapshot.credential().same_value(candidate.credential()))
     };
     let mut candidates = candidates.into_iter().flatten();
-    if let Some(snapshot) = candidates.clone().find(|candidate| !was_tried(candidate)) {
-        let is_newer = snapshot.generation() > newest.generation();
-        return Some(Replay { snapshot, other: if is_newer { Other::Newer } else { Other::Previous } });
+    let is_newer = |candidate: &Snapshot| candidate.generation() > newest.generation();
+    let mut untried = candidates.clone().filter(|candidate| !was_tried(candidate));
+    // A request is sent with a newer one only once. After that the previous one is left, even if there is a newer one.
+    let is_left = |candidate: &Snapshot| !(replayed.with_newer && is_newer(candidate));
+    if let Some(snapshot) = untried.clone().find(is_left).or_else(|| untried.next()) {
+        let other = if is_newer(&snapshot) { Other::Newer } else { Other::Previous };
+        return Some(Replay { snapshot, other });
     }
     // The newest one was accepted since it was refused. Or the previous one was refused after it: then fal has
     // switched from one to the other between the two attempts.

@@ -213,7 +213,7 @@ async fn a_refused_key_is_the_callers_business_behind_the_bare_layer_only() {
 
     fal.revoke(&key(1));
     let answer = app.send(post("/layer/fal-ai/flux")).await;
-    assert_eq!((answer.status.as_u16(), answer.body.contains("No user found")), (401, true));
+    assert_eq!((answer.status.as_u16(), answer.body.contains("invalid key credentials")), (401, true));
     let answer = app.send(post("/client/fal-ai/flux")).await;
     assert_eq!(answer.problem(), (502, "unknown_credential".to_owned()));
     fal.accept(&key(2));

@@ -309,8 +309,13 @@ async fn a_replay_leaves_nothing_in_the_extensions() {
     world.store.reload().await.unwrap();
 
     let mut extensions = Extensions::new();
-    for (accepted, expected) in [(1, [2, 1].as_slice()), (2, &[2])] {
-        fal.accept(&key(accepted));
+    for (known, expected) in [(1, [2, 1].as_slice()), (2, &[1, 2]), (3, &[3])] {
+        if known == 3 {
+            world.source.brings(3);
+            world.store.reload().await.unwrap();
+        }
+        (1..=3).for_each(|n| fal.revoke(&key(n)));
+        fal.accept(&key(known));
         fal.clear_received();
         let request = reqwest::Request::new(Method::POST, fal.run_url("/fal-ai/flux").to_string().parse().unwrap());
         let answer = plugin.execute_with_extensions(request, &mut extensions).await.unwrap();
