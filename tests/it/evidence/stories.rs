@@ -187,7 +187,6 @@ async fn bad_keys_in_a_row_fail_nobody() {
 
 /// A lie about the good key, just before, must not have the newer ones tried first.
 #[tokio::test(start_paused = true)]
-#[ignore = "shows that a request with two newer keys to try does not try the good one"]
 async fn bad_keys_in_a_row_fail_nobody_when_the_good_one_is_lied_about() {
     for kind in [Kind::HyperUtil, Kind::Reqwest] {
         let world = World::new(kind, Network::Paused, Hostile::Disguised, None).await;

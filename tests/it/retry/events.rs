@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, time::Duration};
 
 use axum::response::IntoResponse as _;
 use http::Method;
-use http_body_util::BodyExt as _;
 use tower::{ServiceExt as _, retry::budget::TpsBudget};
 use tower_fal::{FalAuthError, retry::Transient};
 use tracing::Level;
