@@ -275,9 +275,6 @@ async fn what_fal_refuses_is_degraded_and_still_ready() {
     refused(answer(403, r#"{"detail":"Insufficient permissions for this operation"}"#)).await;
     refused(answer(403, r#"{"detail":"Access denied"}"#)).await;
     refused(answer(401, "nobody knows what this is")).await;
-    let mut by_an_application = answer(401, r#"{"detail":"log in first"}"#);
-    by_an_application.headers_mut().insert("x-fal-served-from", "runner".parse().unwrap());
-    refused(by_an_application).await;
     assert_eq!(store.status().degraded().count(), 0);
 
     let locked = || answer(403, r#"{"detail":"User is locked. Reason: Exhausted balance."}"#);
