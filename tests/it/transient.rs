@@ -4,18 +4,24 @@ use std::{
     error::Error,
     fmt, io,
     net::TcpListener,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use http::{Method, Request, Uri};
 use http_body_util::{BodyExt as _, Full};
+use hyper::rt;
 use hyper_util::{
-    client::legacy::{self, connect::HttpConnector},
+    client::legacy::{
+        self,
+        connect::{Connected, Connection, HttpConnector},
+    },
     rt::{TokioExecutor, TokioIo},
 };
 use tokio::{net::TcpStream, time::Instant};
@@ -616,6 +622,63 @@ async fn a_connector_that_fails_is_tried_again_whatever_its_error() {
     let client = tower_fal::layer(&store).retry(|retry| retry.transient(Transient::default())).layer(http);
     assert!(matches!(client.oneshot(post()).await, Err(FalAuthError::Transport(_))));
     assert_eq!(connects.load(Ordering::SeqCst), 4);
+}
+
+/// The system can say so of a connection that existed, when a route is gone.
+#[tokio::test]
+async fn unreachable_behind_a_clients_own_error_is_not_believed() {
+    let connects = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connects);
+    let connector = tower::service_fn(move |_: Uri| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(Ok::<_, io::Error>(LosesItsRoute::default()))
+    });
+    let http = legacy::Client::builder(TokioExecutor::new()).build::<_, ReplayBody<Full<Bytes>>>(connector);
+    let store = CredentialStore::fixed(key(1));
+    let client = tower_fal::layer(&store).retry(|retry| retry.transient(Transient::default())).layer(http);
+    let error = client.oneshot(post()).await.unwrap_err();
+    let mut causes = std::iter::successors(error.source(), |error| (*error).source());
+    assert!(causes.any(connection_failed), "{error:?}: this test has not met its case");
+    assert_eq!(connects.load(Ordering::SeqCst), 1);
+}
+
+/// A connection that takes a request, and then has no way to its peer.
+#[derive(Default)]
+struct LosesItsRoute {
+    has_sent: bool,
+    reading: Option<Waker>,
+}
+
+impl rt::Read for LosesItsRoute {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, _: rt::ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if self.has_sent {
+            return Poll::Ready(Err(io::ErrorKind::HostUnreachable.into()));
+        }
+        self.reading = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl rt::Write for LosesItsRoute {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.has_sent = true;
+        self.reading.take().into_iter().for_each(Waker::wake);
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Connection for LosesItsRoute {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
 }
 
 /// Its connection breaks afterwards.
