@@ -93,14 +93,19 @@
 //! | `client` | [`FalClient`]: one boxed type for a client, for `State` and struct fields |
 //! | `client-rustls` | [`FalClient::https`] and [`FalClient::rustls`]: the same over TLS |
 //! | `dotenv` | [`DotenvSource`](source::DotenvSource): the key in a `.env` file |
+//! | `login` | [`login`]: the login with GitHub |
 //! | `metrics` | [gauges and counters](docs::observability#metrics) |
 //! | `mock` | [`MockFal`](mock::MockFal): an in-process fal on loopback, for tests |
+//! | `profile` | `ProfileSource`: the key of a profile in fal's own `~/.fal/config.toml` |
+//! | `proxy` | [`proxy`]: browsers talk to fal through your server, and the key stays on it |
+//! | `realtime` | [`realtime`]: short-lived tokens for browsers |
 //! | `reqwest` | [`ReqwestService`](reqwest::ReqwestService): a `reqwest::Client` that the layers fit around |
 //! | `reqwest-middleware` | [`FalLayer::reqwest`], and the two middlewares that it is made of |
 //! | `signal` | `CredentialStoreBuilder::reload_on_sighup`: a reload on SIGHUP (Unix) |
 //! | `tracing` | [events](docs::observability#events) for rotation, failure and recovery |
 //! | `transient` | [`Transient`](retry::Transient): retries of requests that may be repeated |
 //! | `watch` | [`watch_files`](store::CredentialStoreBuilder::watch_files): a rotated file is seen within milliseconds |
+//! | `webhook` | [`webhook`]: lets through only the deliveries that fal has signed for you |
 //! | `full` | all of them |
 
 #![forbid(unsafe_code)]
@@ -126,13 +131,28 @@ pub mod docs;
 #[doc(alias = "balance", alias = "billing", alias = "locked")]
 pub mod error;
 mod events;
+#[cfg(any(feature = "login", feature = "realtime", feature = "webhook"))]
+#[allow(dead_code)]
+mod fetch;
 mod generation;
+#[cfg(any(feature = "login", feature = "webhook"))]
+#[allow(dead_code)]
+mod jwks;
 mod layer;
+#[cfg(feature = "login")]
+#[doc(alias = "github", alias = "oauth", alias = "device flow")]
+pub mod login;
 #[cfg(feature = "mock")]
 #[doc(alias = "test", alias = "fake")]
 pub mod mock;
 #[doc(alias = "allow list", alias = "allowlist", alias = "host", alias = "redirect")]
 pub mod origin;
+#[cfg(feature = "proxy")]
+#[doc(alias = "browser", alias = "server proxy")]
+pub mod proxy;
+#[cfg(feature = "realtime")]
+#[doc(alias = "token provider", alias = "jwt")]
+pub mod realtime;
 #[cfg(feature = "reqwest")]
 pub mod reqwest;
 #[doc(alias = "401", alias = "replay", alias = "backoff")]
@@ -141,6 +161,9 @@ pub mod retry;
 pub mod source;
 #[doc(alias = "rotate", alias = "rotation", alias = "hot reload", alias = "reload")]
 pub mod store;
+#[cfg(feature = "webhook")]
+#[doc(alias = "signature", alias = "ed25519")]
+pub mod webhook;
 mod wire;
 
 #[cfg(feature = "client")]

@@ -1,0 +1,1 @@
+//! The login with GitHub that fal's own tools make.

@@ -1,0 +1,1 @@
+//! Short-lived tokens for browsers, minted with the server's own credential.

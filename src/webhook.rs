@@ -1,0 +1,1 @@
+//! Lets only those deliveries through that fal has signed for you.
