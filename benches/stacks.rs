@@ -34,7 +34,7 @@ use http::{Extensions, HeaderValue, Response, header::AUTHORIZATION};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use reqwest::Request;
+use reqwest::{Request, ResponseBuilderExt as _};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
 use tokio::runtime::Runtime;
 use tower::{Layer as _, Service, ServiceExt as _};
@@ -223,11 +223,11 @@ struct AnswersAtOnce;
 impl Middleware for AnswersAtOnce {
     async fn handle(
         &self,
-        _: Request,
+        request: Request,
         _: &mut Extensions,
         _: Next<'_>,
     ) -> reqwest_middleware::Result<reqwest::Response> {
-        Ok(Response::new(Bytes::new()).into())
+        Ok(Response::builder().url(request.url().clone()).body(Bytes::new()).unwrap().into())
     }
 }
 

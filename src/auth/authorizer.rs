@@ -104,11 +104,11 @@ impl SentWith {
         headers.insert(AUTHORIZATION, self.credential().header().clone());
     }
 
-    /// Notes what a response proves about the credential: one relaxed load, once it was accepted.
+    /// Notes what a response proves about the credential: nothing new if it was accepted when the request was sent.
     #[inline]
     pub(crate) fn observe(&self, status: StatusCode, headers: &HeaderMap, extensions: &Extensions) {
         if let Self::Stores(snapshot, mark) = self
-            && !snapshot.mark().is_accepted()
+            && !mark.is_accepted()
         {
             note_proof(snapshot, *mark, status, headers, extensions);
         }

@@ -111,7 +111,16 @@ impl fmt::Debug for ResponseFuture {
 /// Whether an answer comes from another origin than the one that was asked, as a client with a redirect policy of its own
 /// has followed a redirect there.
 pub(crate) fn crossed_origin(asked: &Uri, answered: &Url) -> bool {
-    Url::parse(&asked.to_string()).map_or(true, |asked| asked.origin() != answered.origin())
+    !is_written_alike(asked, answered.as_str())
+        && Url::parse(&asked.to_string()).map_or(true, |asked| asked.origin() != answered.origin())
+}
+
+/// Whether both begin with the same scheme and authority, letter by letter, as nearly all do where nothing was followed.
+fn is_written_alike(asked: &Uri, answered: &str) -> bool {
+    let (Some(scheme), Some(authority)) = (asked.scheme_str(), asked.authority()) else { return false };
+    let path = answered.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://"));
+    // Up to its end: `https://fal.run` is also the beginning of `https://fal.run.example.com/`.
+    path.and_then(|rest| rest.strip_prefix(authority.as_str())).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// The response with its final URL kept, which reqwest's own conversion loses.
@@ -155,5 +164,34 @@ impl<B: Body> Body for SyncBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.lock().unwrap_or_else(PoisonError::into_inner).size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(asked: &'static str, answered: &str, expected: bool) {
+        let (asked, answered) = (Uri::from_static(asked), Url::parse(answered).unwrap());
+        assert_eq!(crossed_origin(&asked, &answered), expected, "{asked} to {answered}");
+    }
+
+    #[test]
+    fn an_answer_of_the_origin_that_was_asked_crosses_nothing() {
+        check("https://fal.run/a", "https://fal.run/a", false);
+        check("https://fal.run", "https://fal.run/", false);
+        check("https://FAL.run/a", "https://fal.run/b?c", false);
+        check("https://fal.run:443/a", "https://fal.run/a", false);
+        check("http://127.0.0.1:8080/a", "http://127.0.0.1:8080/b", false);
+    }
+
+    #[test]
+    fn an_answer_of_another_origin_crosses() {
+        check("https://fal.run/a", "https://fal.run.example.com/a", true);
+        check("https://fal.run/a", "https://fal.run@example.com/a", true);
+        check("https://fal.run/a", "https://fal.run:8443/a", true);
+        check("https://fal.run/a", "http://fal.run/a", true);
+        check("https://fal.run/a", "https://rest.fal.ai/a", true);
     }
 }

@@ -76,20 +76,13 @@ where
         let attempts = Attempts::new(policy, &head.extensions, || body.is_possible());
         let kept = Head::keep(&head);
         attempts.prepare(&mut head.extensions);
-        let state = if attempts.policy().misses_credential(&head.extensions) {
-            State::NotSent
-        } else {
-            State::Sent { response: service.call(Request::from_parts(head, first)) }
-        };
-        let call = Call {
-            // The service that was made ready has been called; this one is made ready before it is.
-            service: service.clone(),
-            head: kept,
-            body,
-            attempts,
-            answered: false,
-        };
-        Self { state, call, mode: PhantomData }
+        // The service that was made ready is called; this one is made ready before it is.
+        let call = Call { service: service.clone(), head: kept, body, attempts, answered: false };
+        if call.attempts.policy().misses_credential(&head.extensions) {
+            return Self { state: State::NotSent, call, mode: PhantomData };
+        }
+        let response = service.call(Request::from_parts(head, first));
+        Self { state: State::Sent { response }, call, mode: PhantomData }
     }
 }
 
@@ -165,7 +158,11 @@ where
             },
             Err(error) => Ended::Failed(error),
         };
-        match (self.attempts.ended(ended, sent, || origin_of(uri)), result) {
+        let next = self.attempts.ended(ended, sent, || origin_of(uri));
+        if matches!(next, Next::Return) {
+            return self.finish::<R, M>(result); // the usual end: a tuple would move the response once more
+        }
+        match (next, result) {
             (Next::Examine(stamp), Ok(response)) => {
                 self.answered = true;
                 let replayable = self.body.is_possible();
