@@ -175,7 +175,7 @@ async fn a_shutdown_waits_for_what_a_tenant_has_running() {
 
 /// What is wrong with one tenant, and what is answered to its token meanwhile.
 #[tokio::test]
-async fn a_tenant_that_cannot_be_served_does_not_keep_the_others_from_it() {
+async fn a_tenant_without_a_key_does_not_keep_others_from_service() {
     const UNKNOWN: (u16, &str) = (401, "unknown_tenant");
     let with = |name: &'static str, content: &'static str| {
         Box::new(move |beta: &Path| fs::write(beta.join(name), content).unwrap()) as Box<dyn Fn(&Path)>
@@ -237,7 +237,7 @@ async fn a_key_that_comes_after_the_start_is_used() {
 }
 
 #[tokio::test]
-async fn without_a_tenant_the_server_is_not_ready_and_without_a_directory_it_does_not_start() {
+async fn without_tenants_the_server_is_not_ready_or_does_not_start() {
     let tenants = tempfile::tempdir().unwrap();
     let mut command = app("axum_byok");
     command.arg("--tenants").arg(tenants.path());

@@ -46,7 +46,7 @@ async fn an_order_goes_through_the_queue_with_the_key_on_every_call() {
 }
 
 #[tokio::test]
-async fn what_fal_refuses_is_a_problem_that_tells_the_caller_little_and_the_log_all() {
+async fn a_refusal_tells_the_caller_little_and_the_log_all() {
     let fal = MockFal::start().await.unwrap();
     let (app, _key) = App::against(NAME, &fal, &[]).await;
     let problem = async || app.send(order("a cat")).await.problem();
@@ -81,7 +81,7 @@ async fn what_fal_refuses_is_a_problem_that_tells_the_caller_little_and_the_log_
 }
 
 #[tokio::test]
-async fn a_key_that_is_replaced_is_used_and_one_that_is_none_takes_nothing_away() {
+async fn a_replaced_key_is_used_and_an_invalid_one_is_not() {
     let fal = MockFal::start().await.unwrap();
     let (app, file) = App::against(NAME, &fal, &[]).await;
     assert_eq!(app.admin("/readyz").await.json()["key_id"], "id-1");
@@ -136,7 +136,7 @@ async fn no_url_and_no_path_of_an_answer_is_followed() {
 
 /// An answer may be long, and may hold what nobody should read: what it says is not for the log.
 #[tokio::test]
-async fn an_answer_that_cannot_be_read_is_told_by_its_fault_and_not_its_content() {
+async fn an_unreadable_answer_is_reported_without_its_content() {
     for answer in [r#""hush""#, r#"{"request_id":{"hush":1}}"#, r#"{"request_id":["hush"]}"#, "hush", r#"{"hush":1}"#] {
         let fake = Served::new(Router::new().fallback(move || std::future::ready(answer))).await;
         let file = KeyFile::new(&key_text(1));
@@ -150,7 +150,7 @@ async fn an_answer_that_cannot_be_read_is_told_by_its_fault_and_not_its_content(
 // What the examples have in common.
 
 #[tokio::test]
-async fn a_shutdown_loses_neither_what_is_under_way_nor_what_still_comes() {
+async fn a_shutdown_loses_no_request() {
     let fal = MockFal::start().await.unwrap();
     let (app, _key) = App::against(NAME, &fal, &["--drain-delay", "3"]).await;
     // Five calls to fal each, so what comes during the delay is not through when it is over.

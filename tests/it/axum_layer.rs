@@ -70,7 +70,7 @@ async fn looked_at() -> (Heads, Served, App, KeyFile) {
 }
 
 #[tokio::test]
-async fn what_is_forwarded_has_the_servers_key_and_of_the_callers_headers_what_is_fals_business() {
+async fn what_is_forwarded_has_the_servers_key_and_few_other_headers() {
     let (heads, fal, app, _file) = looked_at().await;
     for way in WAYS {
         let mut request = post(&format!("{way}/a/b%2Fc?d=hush"));
@@ -171,7 +171,7 @@ async fn a_host_of_fals_in_an_inbound_request_opens_nothing() {
 
 /// The server's key goes below the URL that was named, for what fal is asked by, and nowhere else.
 #[tokio::test]
-async fn nothing_climbs_out_of_the_named_url_and_no_method_is_forwarded_that_fal_has_no_use_for() {
+async fn paths_outside_of_the_url_and_other_methods_are_refused() {
     let (heads, _fal, app, _file) = looked_at().await;
     for way in WAYS {
         for (method, path, expected) in [
@@ -202,7 +202,7 @@ async fn nothing_climbs_out_of_the_named_url_and_no_method_is_forwarded_that_fal
 }
 
 #[tokio::test]
-async fn a_refused_key_is_the_callers_business_behind_the_bare_layer_only() {
+async fn only_the_bare_layer_hands_a_refused_key_to_the_caller() {
     let fal = MockFal::start().await.unwrap();
     let (app, file) = App::against(NAME, &fal, &[]).await;
     for way in WAYS {

@@ -111,7 +111,7 @@ async fn a_head_that_trickles_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_connection_without_a_request_is_closed_after_the_idle_timeout() {
+async fn an_idle_connection_is_closed_after_the_timeout() {
     let app = App::start(NAME, &["--demo", "--header-timeout", "600", "--idle-timeout", "1"]).await;
     let get = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let mut connections = JoinSet::new();

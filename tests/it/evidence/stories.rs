@@ -187,7 +187,7 @@ async fn bad_keys_in_a_row_fail_nobody() {
 
 /// A lie about the good key, just before, must not have the newer ones tried first.
 #[tokio::test(start_paused = true)]
-async fn bad_keys_in_a_row_fail_nobody_when_the_good_one_is_lied_about() {
+async fn bad_keys_in_a_row_and_lies_about_the_good_one_fail_nobody() {
     for kind in [Kind::HyperUtil, Kind::Reqwest] {
         let world = World::new(kind, Network::Paused, Hostile::Disguised, None).await;
         let outcome = told(world, PERIOD, async |world| bad_keys_in_a_row(world, CLOSE).await).await;

@@ -72,7 +72,7 @@ async fn any_other_error_of_a_body_is_named_and_is_a_502() {
 }
 
 #[tokio::test]
-async fn an_attempt_that_fails_for_another_reason_is_not_blamed_on_the_body() {
+async fn another_failure_is_not_blamed_on_the_body() {
     for protocol in PROTOCOLS {
         let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = nobody.local_addr().unwrap();

@@ -93,7 +93,7 @@ async fn a_refusal_that_an_inner_layer_has_seen_is_final() {
 // A new key that fal does not take yet.
 
 #[tokio::test(start_paused = true)]
-async fn once_the_new_key_was_refused_requests_go_out_with_the_one_that_works() {
+async fn after_its_refusal_requests_go_out_with_the_key_that_works() {
     let (world, client) = proven().await;
     world.rotate(2);
     accepted(client.clone().oneshot(post()).await);
@@ -117,7 +117,7 @@ async fn once_the_new_key_was_refused_requests_go_out_with_the_one_that_works() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_fal_does_not_take_is_tried_again_with_growing_pauses() {
+async fn a_key_that_is_not_taken_is_tried_with_growing_pauses() {
     let (world, client) = proven().await;
     world.rotate(2);
     accepted(client.clone().oneshot(post()).await);

@@ -528,7 +528,7 @@ async fn the_head_is_sent_again_as_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_must_bring_a_credential_fails_before_it_is_sent() {
+async fn a_request_without_its_credential_fails_before_it_is_sent() {
     let world = World::new().await;
     world.fal.accept(9);
     for retry in [FalRetryLayer::per_request(), world.retry()] {
