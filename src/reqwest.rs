@@ -101,6 +101,10 @@
 //! [`max_body`](crate::FalRetryLayer::max_body) and [`replay_memory`](crate::FalRetryLayer::replay_memory) mean nothing
 //! here.
 //!
+//! reqwest itself sends a request again that an HTTP/2 server has surely not looked at (`REFUSED_STREAM`, a `GOAWAY`). It
+//! needs the body in memory for that, so it never does it for a [`ReqwestService`], whose bodies stream. There the option
+//! [`transient`](crate::FalRetryLayer::transient) does.
+//!
 //! # Timeouts, and other statuses
 //! reqwest's timeout is that of one attempt: the wait for a newer credential, up to
 //! [`reload_wait`](crate::FalRetryLayer::reload_wait), comes on top, and a replay has the whole timeout again. Any status
