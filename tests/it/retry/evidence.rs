@@ -158,6 +158,24 @@ async fn the_new_key_is_tried_whenever_the_other_one_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wait_in_vain_says_nothing_about_a_key_accepted_since() {
+    let (world, client) = proven().await;
+    world.fal.knows_only(7);
+    let (result, took) = timed(client.clone().oneshot(post())).await;
+    unauthorized(result);
+    assert_took(took, RELOAD_WAIT);
+    world.fal.knows_only(1);
+    accepted(client.clone().oneshot(post()).await);
+
+    // Now the key is revoked, and its successor comes a little later.
+    world.fal.knows_only(2);
+    let request = tokio::spawn(client.oneshot(post()));
+    tokio::time::sleep(RELOAD_WAIT / 2).await;
+    world.rotate(2);
+    accepted(request.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_switch_between_two_attempts_fails_nobody() {
     let (world, client) = proven().await;
     world.rotate(2);
