@@ -189,7 +189,10 @@ impl Credential {
     }
 
     /// Whether both put the same bytes on the wire. It takes the same time wherever they differ.
-    pub(crate) fn same_value(&self, other: &Self) -> bool {
+    ///
+    /// Where they were [found](Self::source) does not matter.
+    #[must_use]
+    pub fn same_value(&self, other: &Self) -> bool {
         self.inner.header.as_bytes().ct_eq(other.inner.header.as_bytes()).into()
     }
 

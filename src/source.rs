@@ -46,6 +46,9 @@ pub use self::{chain::ChainSource, env::EnvSource, file::FileSource};
 /// While file events come in, polling is only a safety net.
 const WATCHED_POLL_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How long a load may take if neither the store nor the source names a limit.
+pub(crate) const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A place from which the current credential can be loaded. See the [module docs](self) for the three answers.
 ///
 /// `async fn load` satisfies the trait as long as its future is `Send`:
@@ -83,6 +86,69 @@ pub trait CredentialSource: Send + Sync + 'static {
     /// good credential, reports the error and loads again later.
     fn load(&self) -> impl Future<Output = Result<Option<Credential>, SourceError>> + Send;
 
+    /// Loads the current credential, and is told why it is asked for. This is what the store calls.
+    ///
+    /// Default: [`load`](Self::load), whatever the reason is. A source that has its credential renewed overrides this,
+    /// because only the reason says that a credential which seems to be good is of no use any more:
+    ///
+    /// ```
+    /// use tower_fal::{Credential, error::SourceError, source::{CredentialSource, LoadReason}};
+    ///
+    /// struct Login;
+    ///
+    /// impl CredentialSource for Login {
+    ///     fn name(&self) -> &str {
+    ///         "login"
+    ///     }
+    ///
+    ///     async fn load(&self) -> Result<Option<Credential>, SourceError> {
+    ///         self.load_because(LoadReason::Poll).await
+    ///     }
+    ///
+    ///     async fn load_because(&self, reason: LoadReason<'_>) -> Result<Option<Credential>, SourceError> {
+    ///         let stored = self.stored()?;
+    ///         // If it is another one, somebody has renewed it since.
+    ///         match reason {
+    ///             LoadReason::Refused(old) | LoadReason::Expiring(old) if old.same_value(&stored) => self.renew().await,
+    ///             _ => Ok(Some(stored)),
+    ///         }
+    ///     }
+    /// }
+    /// # impl Login {
+    /// #     fn stored(&self) -> Result<Credential, SourceError> {
+    /// #         Credential::bearer("first").map_err(|error| SourceError::new("login", error))
+    /// #     }
+    /// #     async fn renew(&self) -> Result<Option<Credential>, SourceError> {
+    /// #         Credential::bearer("second").map(Some).map_err(|error| SourceError::new("login", error))
+    /// #     }
+    /// # }
+    /// # tokio_test::block_on(async {
+    /// # let first = Login.load().await?.unwrap();
+    /// # assert!(Login.load_because(LoadReason::Poll).await?.unwrap().same_value(&first));
+    /// # assert!(!Login.load_because(LoadReason::Refused(&first)).await?.unwrap().same_value(&first));
+    /// # Ok::<(), SourceError>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    fn load_because(
+        &self,
+        reason: LoadReason<'_>,
+    ) -> impl Future<Output = Result<Option<Credential>, SourceError>> + Send {
+        let _ = reason;
+        self.load()
+    }
+
+    /// How long one load of this source may take, if the store's [builder] names no limit.
+    ///
+    /// Default: `None`, which means 10 s.
+    ///
+    /// [builder]: crate::store::CredentialStoreBuilder::load_timeout
+    fn load_timeout(&self) -> Option<Duration> {
+        None
+    }
+
     /// How long the store waits before it loads again. It varies each wait by up to a fifth, so that replicas do not
     /// all load at once.
     ///
@@ -105,6 +171,26 @@ pub trait CredentialSource: Send + Sync + 'static {
         let every = self.poll_interval()?;
         Some(if self.watched_paths().is_empty() { every } else { every.max(WATCHED_POLL_INTERVAL) })
     }
+}
+
+/// Why a [source](CredentialSource::load_because) is asked for its credential.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum LoadReason<'a> {
+    /// At the start, at an interval, after a change of a file, or for a [`reload`](crate::CredentialStore::reload).
+    Poll,
+    /// This credential, which the store holds, expires soon or has expired: the store looks for the next one.
+    ///
+    /// If the source brings the same one, it is asked again after half of the time that is left, at most a minute later.
+    /// Once the token has expired, it is asked again after 1 s, 2 s, 4 s and so on, up to a minute. A source with a
+    /// shorter interval is asked at that interval.
+    Expiring(&'a Credential),
+    /// fal has refused this credential, which the store holds. It says so for each load that a refusal asks for, so a
+    /// source that renews its credential compares: one that has been replaced since must not be renewed again.
+    ///
+    /// It is said of a 401 by fal itself that another credential may cure, and for
+    /// [`reload_past`](crate::CredentialStore::reload_past). An application's own 401 is none, nor is a 403.
+    Refused(&'a Credential),
 }
 
 /// A source from an async closure without arguments.
@@ -219,6 +305,14 @@ impl CredentialSource for BoxSource {
         self.inner.dyn_load().await
     }
 
+    async fn load_because(&self, reason: LoadReason<'_>) -> Result<Option<Credential>, SourceError> {
+        self.inner.dyn_load_because(reason).await
+    }
+
+    fn load_timeout(&self) -> Option<Duration> {
+        self.inner.dyn_load_timeout()
+    }
+
     fn poll_interval(&self) -> Option<Duration> {
         self.inner.dyn_poll_interval()
     }
@@ -238,10 +332,14 @@ impl fmt::Debug for BoxSource {
     }
 }
 
+type BoxLoad<'a> = Pin<Box<dyn Future<Output = Result<Option<Credential>, SourceError>> + Send + 'a>>;
+
 /// [`CredentialSource`] with boxed futures: that trait is not object-safe, because it returns `impl Future`.
 trait ErasedSource: Send + Sync {
     fn dyn_name(&self) -> &str;
-    fn dyn_load(&self) -> Pin<Box<dyn Future<Output = Result<Option<Credential>, SourceError>> + Send + '_>>;
+    fn dyn_load(&self) -> BoxLoad<'_>;
+    fn dyn_load_because<'a>(&'a self, reason: LoadReason<'a>) -> BoxLoad<'a>;
+    fn dyn_load_timeout(&self) -> Option<Duration>;
     fn dyn_poll_interval(&self) -> Option<Duration>;
     fn dyn_watched_paths(&self) -> Vec<PathBuf>;
     fn dyn_poll_interval_while_watched(&self) -> Option<Duration>;
@@ -252,8 +350,16 @@ impl<S: CredentialSource> ErasedSource for S {
         CredentialSource::name(self)
     }
 
-    fn dyn_load(&self) -> Pin<Box<dyn Future<Output = Result<Option<Credential>, SourceError>> + Send + '_>> {
+    fn dyn_load(&self) -> BoxLoad<'_> {
         Box::pin(CredentialSource::load(self))
+    }
+
+    fn dyn_load_because<'a>(&'a self, reason: LoadReason<'a>) -> BoxLoad<'a> {
+        Box::pin(CredentialSource::load_because(self, reason))
+    }
+
+    fn dyn_load_timeout(&self) -> Option<Duration> {
+        CredentialSource::load_timeout(self)
     }
 
     fn dyn_poll_interval(&self) -> Option<Duration> {

@@ -4,8 +4,9 @@
 //! lock. One task, the *driver*, is the only one that asks the [source](crate::source):
 //!
 //! 1. [`build`](CredentialStoreBuilder::build) loads once, so that a server without a key fails when it starts.
-//! 2. The driver asks again at the source's own interval, ahead of the expiry of a token, and when
-//!    [`reload`](CredentialStore::reload) or [`reload_past`](CredentialStore::reload_past) is called.
+//! 2. The driver asks again at the source's own interval, ahead of the expiry of a token, when fal has refused the
+//!    credential, and when [`reload`](CredentialStore::reload) is called. It says which of
+//!    [these reasons](crate::source::LoadReason) it is.
 //! 3. A credential that is valid and has changed becomes the next [`Generation`]. Content decides, not timestamps.
 //! 4. After a failure (a missing file, half a key, a timeout, a panic) the last good credential stays in place. The
 //!    failure is reported in the [`Status`], and the driver tries again after 1 s, 2 s, 4 s, up to the source's
@@ -169,18 +170,26 @@ impl CredentialStore {
             return Ok(Reloaded::Changed(newest));
         }
         let driver = self.shared.driver.as_ref().ok_or(ReloadError::NeverReloads)?;
-        let load = match self.shared.demand_past(driver, refused, Reason::UnknownCredential, Urgency::Normal) {
-            Past::Newer(generation) => return Ok(Reloaded::Changed(generation)),
-            Past::CoolingDown { .. } if driver.is_gone() => return Err(ReloadError::DriverGone),
-            Past::CoolingDown { answer, .. } => return answer.map(Reloaded::Unchanged).map_err(ReloadError::Failed),
-            Past::Load { number, .. } => number,
-        };
-        let result = finished(driver, load).await?;
-        let now = self.shared.newest();
-        if now > refused {
-            return Ok(Reloaded::Changed(now));
+        loop {
+            let (load, joined) =
+                match self.shared.demand_past(driver, refused, Reason::UnknownCredential, Urgency::Normal) {
+                    Past::Newer(generation) => return Ok(Reloaded::Changed(generation)),
+                    Past::CoolingDown { .. } if driver.is_gone() => return Err(ReloadError::DriverGone),
+                    Past::CoolingDown { answer, .. } => {
+                        return answer.map(Reloaded::Unchanged).map_err(ReloadError::Failed);
+                    }
+                    Past::Load { number, joined } => (number, joined),
+                };
+            let result = finished(driver, load).await?;
+            let now = self.shared.newest();
+            if now > refused {
+                return Ok(Reloaded::Changed(now));
+            }
+            // A load that was under way already may not have been told of the refusal. The next one is.
+            if !joined {
+                return result.map(|()| Reloaded::Unchanged(now)).map_err(ReloadError::Failed);
+            }
         }
-        result.map(|()| Reloaded::Unchanged(now)).map_err(ReloadError::Failed)
     }
 
     /// Makes a credential the current one, whatever the source says, and returns its generation.

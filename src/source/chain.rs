@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{runtime::Handle, time::Instant};
 
-use super::{BoxSource, CredentialSource};
+use super::{BoxSource, CredentialSource, DEFAULT_LOAD_TIMEOUT, LoadReason};
 use crate::{
     credential::Credential,
     error::{SourceError, SourceErrorKind},
@@ -32,6 +32,9 @@ use crate::{
 /// ```
 ///
 /// All sources are polled together, at the shortest interval of any of them, and the files of all of them are watched.
+/// A load may take as long as the longest limit of any of them. That a credential [expires or was
+/// refused](LoadReason) is told to the winner alone; the others are asked as at an interval.
+///
 /// If a credential that can never change in this process (an environment variable) stands before a file that exists,
 /// this is logged once as a warning, with the `tracing` feature: a rotation of that file would have no effect.
 pub struct ChainSource {
@@ -127,10 +130,17 @@ impl CredentialSource for ChainSource {
     }
 
     async fn load(&self) -> Result<Option<Credential>, SourceError> {
+        self.load_because(LoadReason::Poll).await
+    }
+
+    async fn load_because(&self, reason: LoadReason<'_>) -> Result<Option<Credential>, SourceError> {
         let mut said = Vec::new();
+        let winner = self.winner().map(|winner| winner.index);
         for (index, source) in self.sources.iter().enumerate() {
             let name = source.name();
-            match source.load().await {
+            // The credential that expires or was refused is none of the other sources'.
+            let reason = if winner == Some(index) { reason } else { LoadReason::Poll };
+            match source.load_because(reason).await {
                 Ok(Some(credential)) => {
                     self.set_winner(index, &credential);
                     let is_named = credential.source().is_some();
@@ -148,6 +158,12 @@ impl CredentialSource for ChainSource {
             }
         }
         Ok(None)
+    }
+
+    fn load_timeout(&self) -> Option<Duration> {
+        let longest = self.sources.iter().filter_map(CredentialSource::load_timeout).max()?;
+        let is_default = |source: &BoxSource| source.load_timeout().is_none();
+        Some(if self.sources.iter().any(is_default) { longest.max(DEFAULT_LOAD_TIMEOUT) } else { longest })
     }
 
     fn poll_interval(&self) -> Option<Duration> {
@@ -320,6 +336,84 @@ mod tests {
         assert_eq!(chain.load().await.unwrap().unwrap().source(), Some("out"));
         *inner.lock().unwrap() = Err("no");
         assert!(chain.load().await.is_err());
+    }
+
+    /// What a source heard, and what it answers.
+    #[derive(Clone)]
+    struct Heard(&'static str, Says, Arc<Mutex<Vec<&'static str>>>, Option<Duration>);
+
+    impl CredentialSource for Heard {
+        fn name(&self) -> &str {
+            self.0
+        }
+
+        async fn load(&self) -> Result<Option<Credential>, SourceError> {
+            unreachable!("a chain says why it asks")
+        }
+
+        async fn load_because(&self, reason: LoadReason<'_>) -> Result<Option<Credential>, SourceError> {
+            self.2.lock().unwrap().push(match reason {
+                LoadReason::Poll => "poll",
+                LoadReason::Expiring(_) => "expiring",
+                LoadReason::Refused(_) => "refused",
+            });
+            source(self.0, &self.1).load().await
+        }
+
+        fn load_timeout(&self) -> Option<Duration> {
+            self.3
+        }
+    }
+
+    impl Heard {
+        fn new(name: &'static str) -> Self {
+            Self(name, Says::new(Mutex::new(Ok(None))), Arc::default(), None)
+        }
+
+        fn say(&self, says: Result<Option<u32>, &'static str>) {
+            *self.1.lock().unwrap() = says;
+        }
+
+        fn heard(&self) -> Vec<&'static str> {
+            std::mem::take(&mut self.2.lock().unwrap())
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_winner_is_told_of_an_expiry_or_a_refusal() {
+        let [a, b, c] = ["a", "b", "c"].map(Heard::new);
+        let inner = ChainSource::new().push(b.clone()).push(c.clone());
+        let chain = BoxSource::new(ChainSource::new().push(a.clone()).push(inner));
+        let heard = || [a.heard(), b.heard(), c.heard()];
+        b.say(Ok(Some(2)));
+        let refused = Credential::key("id-2:secret").unwrap();
+        chain.load_because(LoadReason::Refused(&refused)).await.unwrap();
+        assert_eq!(heard(), [vec!["poll"], vec!["poll"], vec![]], "nothing has won so far");
+        chain.load_because(LoadReason::Refused(&refused)).await.unwrap();
+        assert_eq!(heard(), [vec!["poll"], vec!["refused"], vec![]]);
+        chain.load_because(LoadReason::Expiring(&refused)).await.unwrap();
+        assert_eq!(heard(), [vec!["poll"], vec!["expiring"], vec![]]);
+        chain.load().await.unwrap();
+        assert_eq!(heard(), [vec!["poll"], vec!["poll"], vec![]]);
+        a.say(Ok(Some(1))); // it takes the place of the one that was refused
+        chain.load_because(LoadReason::Refused(&refused)).await.unwrap();
+        assert_eq!(heard(), [vec!["poll"], vec![], vec![]]);
+    }
+
+    #[test]
+    fn a_load_may_take_as_long_as_the_longest_limit() {
+        let limit = |limits: &[Option<u64>]| {
+            let sources = limits.iter().map(|limit| {
+                Heard("limited", Says::new(Mutex::new(Ok(None))), Arc::default(), limit.map(Duration::from_secs))
+            });
+            let chain = sources.fold(ChainSource::new(), ChainSource::push);
+            BoxSource::new(chain).load_timeout().map(|limit| limit.as_secs())
+        };
+        assert_eq!(limit(&[]), None);
+        assert_eq!(limit(&[None, None]), None);
+        assert_eq!(limit(&[Some(3), Some(90), Some(45)]), Some(90));
+        assert_eq!(limit(&[Some(90), None]), Some(90));
+        assert_eq!(limit(&[Some(3), None]), Some(10), "the other one has the store's default");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::watch::{self, DirectoryWatcher};
 use super::{
     CredentialStore,
     clock::Clock,
-    driver::{self, Driver, Hints, Schedule},
+    driver::{self, Driver, Hints, Schedule, Told},
     shared::{self, DEFAULT_NAME, Shared, nothing_there},
 };
 use crate::{
@@ -25,7 +25,6 @@ use crate::{
 
 /// The longest name of a store, in bytes. Logs and labels repeat it.
 const MAX_NAME_LEN: usize = 64;
-const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The waits for a source that has no credential yet.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
@@ -37,7 +36,7 @@ impl CredentialStore {
         CredentialStoreBuilder {
             name: DEFAULT_NAME.into(),
             source: BoxSource::new(source),
-            load_timeout: DEFAULT_LOAD_TIMEOUT,
+            load_timeout: None,
             wait_for_source: Duration::ZERO,
             refresh_before: DEFAULT_REFRESH_BEFORE,
             clock: Clock::system(),
@@ -54,7 +53,7 @@ impl CredentialStore {
 pub struct CredentialStoreBuilder {
     name: Arc<str>,
     source: BoxSource,
-    load_timeout: Duration,
+    load_timeout: Option<Duration>,
     wait_for_source: Duration,
     refresh_before: Duration,
     clock: Clock,
@@ -75,10 +74,11 @@ impl CredentialStoreBuilder {
         self
     }
 
-    /// How long one load may take. Default: 10 s. It does not delay requests: they go on with the current credential
+    /// How long one load may take. Default: [as the source says](CredentialSource::load_timeout), and 10 s if it does not
+    /// say. It does not delay requests: they go on with the current credential
     /// while a load runs.
     pub fn load_timeout(mut self, limit: Duration) -> Self {
-        self.load_timeout = limit;
+        self.load_timeout = Some(limit);
         self
     }
 
@@ -260,7 +260,7 @@ impl CredentialStoreBuilder {
     }
 
     async fn load_once(&self, source_name: &Arc<str>) -> Result<Credential, SourceError> {
-        let loaded = driver::load_once(&self.source, source_name, self.load_timeout).await?;
+        let loaded = driver::load_once(&self.source, source_name, self.load_timeout, Told::Poll).await?;
         loaded.ok_or_else(|| nothing_there(Arc::clone(source_name)))
     }
 }

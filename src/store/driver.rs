@@ -27,7 +27,7 @@ use crate::{
     credential::Credential,
     error::{SourceError, report},
     generation::Generation,
-    source::{BoxSource, CredentialSource as _},
+    source::{BoxSource, CredentialSource as _, DEFAULT_LOAD_TIMEOUT, LoadReason},
 };
 
 /// How long to wait after a failed load before the source is asked again. The wait doubles with each failure.
@@ -46,7 +46,8 @@ pub(super) struct Driver {
     pub(super) shared: Weak<Shared>,
     pub(super) handles: HandlesLink,
     pub(super) hints: Arc<Hints>,
-    pub(super) load_timeout: Duration,
+    /// The limit of the store; `None` for that of the source.
+    pub(super) load_timeout: Option<Duration>,
     pub(super) schedule: Schedule,
 }
 
@@ -60,8 +61,9 @@ impl Driver {
         let shared = self.shared()?;
         self.schedule.follow(&shared.load());
         let forget_at = shared.forget_previous();
+        let is_refused = shared.is_refusal_untold();
         drop(shared);
-        if self.is_demanded() || self.schedule.is_due() {
+        if is_refused || self.is_demanded() || self.schedule.is_due() {
             return self.load().await;
         }
         tokio::select! {
@@ -76,9 +78,15 @@ impl Driver {
     }
 
     async fn load(&mut self) -> ControlFlow<()> {
-        self.shared()?.begin_load();
+        let shared = self.shared()?;
+        let told = match shared.begin_load() {
+            Some(refused) => Told::Refused(refused),
+            None if self.schedule.is_overdue() => Told::Expiring(shared.load().credential().clone()),
+            None => Told::Poll,
+        };
+        drop(shared);
         let loaded = tokio::select! {
-            loaded = load_once(&self.source, &self.source_name, self.load_timeout) => loaded,
+            loaded = load_once(&self.source, &self.source_name, self.load_timeout, told) => loaded,
             () = last_handle_gone(&mut self.handles.wanted) => return ControlFlow::Break(()),
         };
         let shared = self.shared()?;
@@ -130,16 +138,35 @@ impl Hints {
     }
 }
 
+/// What a source is told, in a form that a task can own.
+pub(super) enum Told {
+    Poll,
+    Expiring(Credential),
+    Refused(Credential),
+}
+
+impl Told {
+    fn reason(&self) -> LoadReason<'_> {
+        match self {
+            Self::Poll => LoadReason::Poll,
+            Self::Expiring(credential) => LoadReason::Expiring(credential),
+            Self::Refused(credential) => LoadReason::Refused(credential),
+        }
+    }
+}
+
 /// One load of a source that may panic or hang.
 pub(super) async fn load_once(
     source: &BoxSource,
     name: &Arc<str>,
-    limit: Duration,
+    limit: Option<Duration>,
+    told: Told,
 ) -> Result<Option<Credential>, SourceError> {
+    let limit = limit.unwrap_or_else(|| load_timeout(source));
     let mut task = JoinSet::new(); // it takes the task with it when it is dropped
     let source = source.clone();
     // Format the error inside the task, in case its `Display` panics.
-    task.spawn(async move { source.load().await.inspect_err(|error| drop(report(error))) });
+    task.spawn(async move { source.load_because(told.reason()).await.inspect_err(|error| drop(report(error))) });
     match tokio::time::timeout(limit, task.join_next()).await {
         Ok(Some(Ok(loaded))) => loaded,
         Ok(panicked) => {
@@ -157,6 +184,12 @@ pub(super) fn poll_interval(source: &BoxSource, watched: bool) -> Option<Duratio
     catch_unwind(AssertUnwindSafe(ask)).unwrap_or(Some(LONGEST_RETRY))
 }
 
+/// The limit for a load of the source. If the source panics here, the load itself will tell.
+fn load_timeout(source: &BoxSource) -> Duration {
+    let own = catch_unwind(AssertUnwindSafe(|| source.load_timeout())).ok().flatten();
+    own.unwrap_or(DEFAULT_LOAD_TIMEOUT)
+}
+
 async fn last_handle_gone(wanted: &mut watch::Receiver<u64>) {
     while wanted.changed().await.is_ok() {}
 }
@@ -167,11 +200,14 @@ pub(super) struct Schedule {
     clock: Clock,
     /// The credential to which `refresh_at` belongs.
     generation: Option<Generation>,
+    expires_at: Option<SystemTime>,
     /// When the current credential has to be refreshed, by the wall clock.
     refresh_at: Option<SystemTime>,
     /// The next poll, or the next attempt after a failure.
     next: Option<Instant>,
-    /// How many loads in a row have failed, or have brought a token that should have been refreshed.
+    /// Whether `next` is an attempt to get another credential than the one that is to be refreshed.
+    retries: bool,
+    /// How many loads in a row have failed, or have brought a token that has expired.
     failures: u32,
 }
 
@@ -182,8 +218,10 @@ impl Schedule {
             refresh_before,
             clock,
             generation: None,
+            expires_at: None,
             refresh_at: None,
             next: poll.map(|every| Instant::now() + jittered(every)),
+            retries: false,
             failures: 0,
         }
     }
@@ -193,7 +231,8 @@ impl Schedule {
         if self.generation.replace(current.generation()) == Some(current.generation()) {
             return;
         }
-        self.refresh_at = current.credential().expires_at().map(|expiry| {
+        self.expires_at = current.credential().expires_at();
+        self.refresh_at = self.expires_at.map(|expiry| {
             let left = expiry.duration_since(self.clock.now()).unwrap_or_default();
             // Up to a fifth sooner, so that replicas with the same token do not ask at the same time. But not in the
             // first half of the time that is left, or a short-lived token would be refreshed again and again.
@@ -203,24 +242,31 @@ impl Schedule {
         });
         // Unless it is overdue already, as every token is if our clock is far off.
         if !self.is_overdue() {
-            self.failures = 0;
+            (self.retries, self.failures) = (false, 0);
         }
     }
 
     fn after_load(&mut self, result: &Result<(), SourceError>, poll: Option<Duration>) {
-        // If the source still brings the token that is about to expire, that counts as a failure.
-        let failed = result.is_err() && poll.is_some();
-        self.failures = if failed || self.is_overdue() { self.failures.saturating_add(1) } else { 0 };
-        let retry = (self.failures > 0).then(|| {
+        self.retries = self.is_overdue();
+        let left = self.expires_at.and_then(|expiry| expiry.duration_since(self.clock.now()).ok()).unwrap_or_default();
+        let retry = if self.retries && result.is_ok() && !left.is_zero() {
+            // The source keeps the token for now, so it is not in a hurry.
+            self.failures = 0;
+            Some((left / 2).clamp(FIRST_RETRY, LONGEST_RETRY))
+        } else if self.retries || (result.is_err() && poll.is_some()) {
             let longest = poll.unwrap_or(LONGEST_RETRY).min(LONGEST_RETRY);
-            exponential(FIRST_RETRY, self.failures - 1, longest)
-        });
+            self.failures = self.failures.saturating_add(1);
+            Some(exponential(FIRST_RETRY, self.failures - 1, longest))
+        } else {
+            self.failures = 0;
+            None
+        };
         let wait = [retry, poll].into_iter().flatten().min();
         self.next = wait.map(|wait| Instant::now() + jittered(wait));
     }
 
     fn is_due(&self) -> bool {
-        self.next.is_some_and(|next| next <= Instant::now()) || (self.failures == 0 && self.is_overdue())
+        self.next.is_some_and(|next| next <= Instant::now()) || (!self.retries && self.is_overdue())
     }
 
     fn is_overdue(&self) -> bool {
@@ -229,8 +275,8 @@ impl Schedule {
 
     /// Returns when a load may be due; [`is_due`](Self::is_due) says whether it is.
     async fn wait(&self) {
-        // A refresh that has failed waits for its next attempt instead.
-        let refresh = self.refresh_at.filter(|_| self.failures == 0).map(|at| {
+        // A refresh that brought nothing new waits for its next attempt instead.
+        let refresh = self.refresh_at.filter(|_| !self.retries).map(|at| {
             let left = at.duration_since(self.clock.now()).unwrap_or_default();
             Instant::now() + left.min(CLOCK_CHECK)
         });

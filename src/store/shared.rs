@@ -100,6 +100,10 @@ struct Writer {
     loads_begun: u64,
     last_load_began: Option<Instant>,
     loading: bool,
+    /// The credential of which the source is to be told that fal has refused it.
+    refused: Option<Snapshot>,
+    /// The refused credential of which the last load was told.
+    told: Option<Generation>,
     /// The current generation when a load was last asked for, as long as that load has not ended.
     current_when_asked: Option<Generation>,
     paces: Paces,
@@ -120,6 +124,8 @@ impl Writer {
             loads_begun: 0,
             last_load_began: None,
             loading: false,
+            refused: None,
+            told: None,
             current_when_asked: None,
             paces: Paces::default(),
             newest: Generation::FIRST,
@@ -272,16 +278,30 @@ impl Shared {
             writer.current_when_asked = Some(current);
             writer.paces.of(reason).asked();
         }
+        // A load under way may bring a newer one all the same. If it does not, another one follows at once.
+        if reason.is_cured_by_another_key() && !(last_counts && writer.told == Some(refused)) {
+            let newest = writer.standby.newest_snapshot().cloned().unwrap_or_else(|| self.slot.load());
+            writer.refused = Some(newest).filter(|newest| newest.generation() == refused);
+        }
         let number = writer.loads_begun + u64::from(!last_counts);
         let joined = last_counts || *driver.wanted.borrow() >= number;
         Past::Load { number: want(driver, number), joined }
     }
 
-    pub(super) fn begin_load(&self) {
+    /// Whether fal has refused the newest credential, and the source was not told so.
+    pub(super) fn is_refusal_untold(&self) -> bool {
+        self.writer().refused.is_some()
+    }
+
+    /// Returns the credential of which the source is to be told that fal has refused it.
+    pub(super) fn begin_load(&self) -> Option<Credential> {
         let mut writer = self.writer();
         writer.loads_begun += 1;
         writer.last_load_began = Some(Instant::now());
         writer.loading = true;
+        let refused = writer.refused.take();
+        writer.told = refused.as_ref().map(Snapshot::generation);
+        refused.map(|snapshot| snapshot.credential().clone())
     }
 
     /// Publishes what a load brought, if it is valid and changed; otherwise the last good one stays.
@@ -295,7 +315,8 @@ impl Shared {
     fn settle(&self, source: &Arc<str>, loaded: Result<Option<Credential>, SourceError>) -> Settled {
         let mut writer = self.writer();
         writer.loading = false;
-        let is_for_refusal = writer.paces.load_ended();
+        // If the source was not told of a refusal yet, the next load ends what that has asked for.
+        let is_for_refusal = writer.refused.is_none() && writer.paces.load_ended();
         let result = self.accept(&mut writer, source, loaded);
         let earlier_failures = self.record(&result);
         if !is_for_refusal && matches!(result, Ok(Some(_))) {
@@ -388,6 +409,7 @@ impl Shared {
         writer.newest = writer.newest.next();
         let next = Snapshot::new(credential, writer.newest, source, evidence);
         writer.paces.nothing_asked();
+        writer.refused = None;
         self.set_standby(writer, standby);
         self.use_snapshot(writer, &next);
         Rotation { previous: current, next }
@@ -536,6 +558,7 @@ impl Witness for Shared {
     fn accepted(&self, generation: Generation) {
         let mut writer = self.writer();
         writer.paces.accepted();
+        writer.refused.take_if(|refused| refused.generation() == generation);
         let current = self.slot.load();
         let newest = match &writer.standby {
             Standby::Newest { snapshot, .. } if snapshot.generation() == generation => Some(snapshot.clone()),

@@ -32,6 +32,14 @@ impl Standby {
         matches!(self, Self::Newest { .. })
     }
 
+    /// The newest credential, if it is not in use.
+    pub(super) fn newest_snapshot(&self) -> Option<&Snapshot> {
+        match self {
+            Self::Newest { snapshot, .. } => Some(snapshot),
+            Self::Nothing | Self::Previous { .. } => None,
+        }
+    }
+
     /// The credential that may be tried in place of the one in use; a previous one that has been replaced for longer
     /// than `overlap` may not.
     pub(super) fn snapshot(&self, overlap: Duration) -> Option<&Snapshot> {

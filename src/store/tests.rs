@@ -17,7 +17,7 @@ use tokio_test::{assert_pending, task};
 use super::*;
 use crate::{
     error::{LockReason, SourceErrorKind},
-    source::from_fn_with,
+    source::{LoadReason, from_fn_with},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -166,13 +166,32 @@ async fn a_token_that_lives_a_second_makes_no_hot_loop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_with_an_old_token_is_asked_less_and_less_often() {
+async fn a_source_that_keeps_its_token_is_not_asked_in_a_hurry() {
     let issuer = Issuer::new(Brings::Nothing);
     issuer.brings(Brings::Same(token(0, issuer.now() + HOUR)));
     let store = issuer.store(None).await;
-    tokio::time::sleep(2 * HOUR).await;
+    tokio::time::sleep(HOUR - SECOND).await;
     assert_within(issuer.gaps(0)[0], 3240.0..=3300.0);
-    assert_doubling(&issuer.gaps(1));
+    // Once a minute, and after half of the time that is left when that is less.
+    let mut left = 3600.0 - issuer.gaps(0)[0];
+    for gap in issuer.gaps(1) {
+        let about = f64::clamp(left / 2.0, 1.0, 60.0);
+        assert_within(gap, about * 0.8..=about * 1.2);
+        left -= gap;
+    }
+    assert!((8..=18).contains(&issuer.loads()), "{} loads", issuer.loads());
+    assert!(store.status().last_error.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_with_an_expired_token_is_asked_less_and_less() {
+    let issuer = Issuer::new(Brings::Nothing);
+    issuer.brings(Brings::Same(token(0, issuer.now() + HOUR)));
+    let store = issuer.store(None).await;
+    tokio::time::sleep(HOUR + Duration::from_millis(1)).await;
+    let first = issuer.loads();
+    tokio::time::sleep(HOUR).await;
+    assert_doubling(&issuer.gaps(first));
 
     // Past its expiry it goes out all the same: fal's clock decides.
     assert!(store.load().credential().is_expired_at(issuer.now()));
@@ -186,6 +205,16 @@ async fn a_source_with_an_old_token_is_asked_less_and_less_often() {
     assert_eq!((store.generation().get(), issuer.loads()), (2, loads + 1));
     tokio::time::sleep(Duration::from_secs(3200)).await;
     assert_eq!(issuer.loads(), loads + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_polled_source_that_keeps_its_token_is_only_polled() {
+    let issuer = Issuer::new(Brings::Nothing);
+    issuer.brings(Brings::Same(token(0, issuer.now() + HOUR)));
+    let _store = issuer.store(Some(10 * SECOND)).await;
+    tokio::time::sleep(HOUR - SECOND).await;
+    let short = issuer.gaps(0).iter().filter(|gap| **gap < 7.998).count();
+    assert!(short <= 5, "{short} gaps are shorter than the interval"); // the first of all, and in the last seconds
 }
 
 #[tokio::test(start_paused = true)]
@@ -288,6 +317,206 @@ async fn a_polled_token_is_refreshed_between_two_polls() {
     issuer.brings(Brings::Fresh(30 * HOUR));
     tokio::time::sleep(HOUR).await;
     assert_eq!((store.generation().get(), issuer.loads()), (2, loads + 1));
+}
+
+/// What a source was told, for each load.
+#[derive(Clone, Debug, PartialEq)]
+enum Heard {
+    Poll,
+    Expiring(String),
+    Refused(String),
+}
+
+/// A login: it hands out its token until it is told that it expires or was refused.
+#[derive(Clone)]
+struct Renewing {
+    issuer: Issuer,
+    token: Arc<Mutex<Option<Credential>>>,
+    heard: Arc<Mutex<Vec<Heard>>>,
+    every: Option<Duration>,
+    held: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Renewing {
+    fn new(every: Option<Duration>) -> Self {
+        let issuer = Issuer::new(Brings::Fresh(HOUR));
+        Self { issuer, token: Arc::default(), heard: Arc::default(), every, held: Arc::default() }
+    }
+
+    async fn store(&self) -> CredentialStore {
+        let clock = self.issuer.clone();
+        let builder = CredentialStore::builder(self.clone()).clock(Clock::new(move || clock.now()));
+        let store = builder.build().await.unwrap();
+        tokio::task::yield_now().await; // the driver looks at the first token
+        store
+    }
+
+    fn renew(&self) -> Credential {
+        let token = self.issuer.load().unwrap().unwrap();
+        *self.token.lock().unwrap() = Some(token.clone());
+        token
+    }
+
+    fn renewals(&self) -> usize {
+        self.issuer.loads()
+    }
+
+    fn heard(&self) -> Vec<Heard> {
+        self.heard.lock().unwrap().clone()
+    }
+}
+
+impl crate::source::CredentialSource for Renewing {
+    fn name(&self) -> &str {
+        "renewing"
+    }
+
+    async fn load(&self) -> Result<Option<Credential>, SourceError> {
+        unreachable!("the store says why it asks")
+    }
+
+    async fn load_because(&self, reason: LoadReason<'_>) -> Result<Option<Credential>, SourceError> {
+        let text = |credential: &Credential| credential.header().to_str().unwrap().to_owned();
+        let (heard, old) = match reason {
+            LoadReason::Poll => (Heard::Poll, None),
+            LoadReason::Expiring(old) => (Heard::Expiring(text(old)), Some(old)),
+            LoadReason::Refused(old) => (Heard::Refused(text(old)), Some(old)),
+        };
+        self.heard.lock().unwrap().push(heard);
+        let held = self.token.lock().unwrap().clone();
+        let _held = self.held.lock().await;
+        Ok(Some(match held {
+            Some(token) if old.is_none_or(|old| !old.same_value(&token)) => token,
+            _ => self.renew(),
+        }))
+    }
+
+    fn poll_interval(&self) -> Option<Duration> {
+        self.every
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_is_told_of_an_expiry_and_renews_once() {
+    let source = Renewing::new(Some(10 * SECOND));
+    let store = source.store().await;
+    let first = store.load().credential().header().to_str().unwrap().to_owned();
+    tokio::time::sleep(Duration::from_secs(3302)).await;
+    assert_eq!((store.generation().get(), source.renewals()), (2, 2));
+    let told: Vec<_> = source.heard().into_iter().filter(|heard| *heard != Heard::Poll).collect();
+    assert_eq!(told, [Heard::Expiring(first)]);
+    tokio::time::sleep(Duration::from_secs(3200)).await;
+    assert_eq!(source.renewals(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_is_told_which_credential_fal_refused() {
+    let source = Renewing::new(None);
+    let store = source.store().await;
+    let first = store.load();
+    let text = first.credential().header().to_str().unwrap().to_owned();
+    store.reload().await.unwrap();
+    assert!(matches!(store.reload_past(first.generation()).await, Ok(Reloaded::Changed(_))));
+    assert_eq!(source.heard(), [Heard::Poll, Heard::Poll, Heard::Refused(text)]);
+
+    // However often the same one is refused.
+    for _ in 0..100 {
+        assert!(matches!(store.reload_past(first.generation()).await, Ok(Reloaded::Changed(_))));
+        tokio::time::sleep(60 * SECOND).await;
+    }
+    assert_eq!(source.renewals(), 2 + 100 * 60 / 3300);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_other_key_cures_is_no_refusal_to_a_source() {
+    let source = Renewing::new(None);
+    let store = source.store().await;
+    for reason in [Reason::Application, Reason::InsufficientPermissions, Reason::AccountLocked(LockReason::TopUp)] {
+        tokio::time::sleep(120 * SECOND).await;
+        store.ask_past(store.generation(), reason);
+        tokio::time::sleep(SECOND).await;
+    }
+    assert_eq!(source.heard(), [Heard::Poll, Heard::Poll, Heard::Poll, Heard::Poll]);
+    tokio::time::sleep(120 * SECOND).await;
+    store.ask_past(store.generation(), Reason::Unknown);
+    tokio::time::sleep(SECOND).await;
+    assert_eq!((store.generation().get(), source.renewals()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_during_a_poll_is_told_right_after_it() {
+    let source = Renewing::new(None);
+    let store = source.store().await;
+    let held = source.held.clone().lock_owned().await;
+    let mut poll = task::spawn(store.reload());
+    assert_pending!(poll.poll());
+    tokio::time::sleep(SECOND).await; // it reads the token that is refused now
+    let refused = store.load();
+    let mut waits: Vec<_> = (0..100).map(|_| task::spawn(store.reload_past(refused.generation()))).collect();
+    for wait in &mut waits {
+        assert_pending!(wait.poll());
+    }
+    let began = Instant::now();
+    drop(held);
+    for wait in waits {
+        assert!(matches!(wait.await, Ok(Reloaded::Changed(_))));
+    }
+    assert_eq!((source.heard().len(), source.renewals(), began.elapsed()), (3, 2, Duration::ZERO));
+    assert!(matches!(source.heard()[2], Heard::Refused(_)));
+    assert!(poll.await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_credential_that_fal_accepts_is_not_told_of() {
+    let source = Renewing::new(None);
+    let store = source.store().await;
+    let held = source.held.clone().lock_owned().await;
+    let mut poll = task::spawn(store.reload());
+    assert_pending!(poll.poll());
+    tokio::time::sleep(SECOND).await;
+    let (current, mark) = (store.load(), store.load().mark());
+    store.ask_past(current.generation(), Reason::Unknown);
+    current.note_accepted(mark);
+    drop(held);
+    assert!(poll.await.is_ok());
+    tokio::time::sleep(SECOND).await;
+    assert_eq!((source.heard(), source.renewals()), (vec![Heard::Poll, Heard::Poll], 1));
+}
+
+/// A source that hangs, and that has a limit of its own.
+struct Hangs(Option<Duration>);
+
+impl crate::source::CredentialSource for Hangs {
+    fn name(&self) -> &str {
+        "hangs"
+    }
+
+    async fn load(&self) -> Result<Option<Credential>, SourceError> {
+        std::future::pending().await
+    }
+
+    fn load_timeout(&self) -> Option<Duration> {
+        self.0
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_has_the_limit_of_the_store_or_of_its_source() {
+    for (of_source, of_store, expected) in [
+        (None, None, 10),
+        (Some(90 * SECOND), None, 90),
+        (Some(3 * SECOND), None, 3),
+        (Some(90 * SECOND), Some(5 * SECOND), 5),
+        (None, Some(20 * SECOND), 20),
+    ] {
+        let began = Instant::now();
+        let mut builder = CredentialStore::builder(Hangs(of_source));
+        if let Some(limit) = of_store {
+            builder = builder.load_timeout(limit);
+        }
+        let error = builder.build().await.unwrap_err();
+        assert_eq!((error.kind(), began.elapsed().as_secs()), (SourceErrorKind::TimedOut, expected));
+    }
 }
 
 #[test]
