@@ -9,6 +9,7 @@
 //! | [`EnvSource`] | `FAL_KEY`, `FAL_KEY_ID` and `FAL_KEY_SECRET`, or the file that `FAL_KEY_FILE` names | never; the file every 5 s |
 //! | [`FileSource`] | a file with the key, or two with its halves, such as a mounted Kubernetes Secret | every 5 s |
 //! | `DotenvSource` (feature `dotenv`) | the key in a `.env` file | every 5 s |
+//! | `ProfileSource` (feature `profile`) | the key of a profile in fal's own `~/.fal/config.toml` | every 5 s |
 //! | [`from_fn`] | what an async closure returns: a key from Vault or from a cloud's secret manager | at the interval that you give |
 //! | [`ChainSource`] | the first of several sources that has a credential | at the shortest interval of its sources |
 //!
@@ -37,10 +38,14 @@ mod chain;
 mod dotenv;
 mod env;
 mod file;
+#[cfg(feature = "profile")]
+mod profile;
 mod variables;
 
 #[cfg(feature = "dotenv")]
 pub use self::dotenv::DotenvSource;
+#[cfg(feature = "profile")]
+pub use self::profile::ProfileSource;
 pub use self::{chain::ChainSource, env::EnvSource, file::FileSource};
 
 /// While file events come in, polling is only a safety net.
