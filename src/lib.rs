@@ -125,6 +125,7 @@ mod backoff;
 pub mod client;
 #[doc(alias = "api key", alias = "token", alias = "zeroize")]
 pub mod credential;
+mod default_chain;
 #[cfg(doc)]
 pub mod docs;
 #[doc(alias = "401", alias = "403", alias = "unauthorized", alias = "forbidden")]
