@@ -51,7 +51,7 @@ pub(crate) use self::shape::{has_quote_at_an_end, may_be_credential, trim};
 /// One fal credential: an API key or the token of a login. See the [module docs](self) for an example.
 ///
 /// It is immutable and cheap to clone: a clone allocates nothing and shares the bytes. It has neither `Display` nor
-/// `Serialize`, and `Debug` shows only the scheme and the key id:
+/// `Serialize`, and `Debug` shows only the scheme, the key id and the account:
 ///
 /// ```compile_fail
 /// # let credential = tower_fal::Credential::key("id:secret").unwrap();
@@ -70,6 +70,21 @@ struct Inner {
     key_id: Option<KeyId>,
     expires_at: Option<SystemTime>,
     source: Option<Arc<str>>,
+    /// Boxed, as most credentials name none, and the place of one is read for each request.
+    account: Option<Box<Account>>,
+}
+
+#[derive(Clone)]
+struct Account {
+    id: AccountId,
+    header: HeaderValue,
+}
+
+impl Account {
+    fn new(id: AccountId) -> Result<Self, CredentialError> {
+        let header = wiping_header(id.as_str().as_bytes().to_vec())?;
+        Ok(Self { id, header })
+    }
 }
 
 impl Credential {
@@ -140,7 +155,7 @@ impl Credential {
             bytes.extend_from_slice(piece.as_bytes());
         }
         let header = wiping_header(bytes)?;
-        Ok(Self { inner: Arc::new(Inner { header, scheme, key_id, expires_at, source: None }) })
+        Ok(Self { inner: Arc::new(Inner { header, scheme, key_id, expires_at, source: None, account: None }) })
     }
 
     /// The same credential with a note of where it was found, such as `env:FAL_KEY`, for status, logs and errors.
@@ -152,6 +167,34 @@ impl Credential {
         Self { inner: Arc::new(Inner { source: Some(name.into()), ..Inner::clone(&self.inner) }) }
     }
 
+    /// The same credential, acting for this account: a team, or the personal account of a login.
+    ///
+    /// A login's token is one user's, who may belong to several teams. The user id that fal has for the account says
+    /// which of them pays; without it the personal account does. It is sent as `x-fal-user-id` wherever the credential
+    /// is sent, in place of such a header that the request has already, and to no other place. A credential without an
+    /// account leaves a caller's own `x-fal-user-id` as it is.
+    ///
+    /// The account is no secret: [`Debug`], the status of a store, refusals and logs show it. It belongs to the value: the
+    /// same token for another account is another credential.
+    ///
+    /// Source: `fal` 1.83.0 (`sdk.py`), which sends the header with a login's token. A key belongs to one account
+    /// already, and fal's own tools name none with it.
+    ///
+    /// ```
+    /// # use tower_fal::Credential;
+    /// let credential = Credential::bearer("an-opaque-token")?.for_account("github|1")?;
+    /// assert_eq!(credential.account().unwrap().as_str(), "github|1");
+    /// assert_eq!(format!("{credential:?}"), r#"Credential { scheme: Bearer, account: "github|1" }"#);
+    /// # Ok::<(), tower_fal::CredentialError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the user id is empty, longer than 256 bytes, holds anything but visible ASCII, or looks like a credential.
+    pub fn for_account(self, user_id: impl AsRef<[u8]>) -> Result<Self, CredentialError> {
+        let account = Account::new(AccountId(shape::account(user_id.as_ref())?.into()))?;
+        Ok(Self { inner: Arc::new(Inner { account: Some(Box::new(account)), ..Inner::clone(&self.inner) }) })
+    }
+
     /// Whether this is a key or a login's token.
     pub fn scheme(&self) -> Scheme {
         self.inner.scheme
@@ -160,6 +203,11 @@ impl Credential {
     /// The public half of a key; `None` for a login's token. It is safe to show: fal's own tools print it.
     pub fn key_id(&self) -> Option<&KeyId> {
         self.inner.key_id.as_ref()
+    }
+
+    /// The account that the credential acts for, if it [names one](Self::for_account). It is safe to show.
+    pub fn account(&self) -> Option<&AccountId> {
+        self.inner.account.as_ref().map(|account| &account.id)
     }
 
     /// When a login's token expires, if it says so. Keys do not expire.
@@ -180,20 +228,34 @@ impl Credential {
         &self.inner.header
     }
 
+    /// The value of the `x-fal-user-id` header. It is marked sensitive although it is no secret: by this mark one that
+    /// a caller has set is told from one of ours.
+    #[inline]
+    pub(crate) fn account_header(&self) -> Option<&HeaderValue> {
+        self.inner.account.as_ref().map(|account| &account.header)
+    }
+
     /// The same credential with bytes of its own, so that two threads do not count their clones in one place.
     pub(crate) fn duplicate(&self) -> Self {
-        match wiping_header(self.inner.header.as_bytes().to_vec()) {
-            Ok(header) => Self { inner: Arc::new(Inner { header, ..Inner::clone(&self.inner) }) },
-            Err(_) => self.clone(),
+        let header = wiping_header(self.inner.header.as_bytes().to_vec());
+        let account = self.account().cloned().map(Account::new).transpose();
+        match (header, account) {
+            (Ok(header), Ok(account)) => {
+                let account = account.map(Box::new);
+                Self { inner: Arc::new(Inner { header, account, ..Inner::clone(&self.inner) }) }
+            }
+            _ => self.clone(),
         }
     }
 
-    /// Whether both put the same bytes on the wire. It takes the same time wherever they differ.
+    /// Whether both put the same bytes on the wire, those of the [account](Self::for_account) included. It takes the same
+    /// time wherever the secrets differ.
     ///
     /// Where they were [found](Self::source) does not matter.
     #[must_use]
     pub fn same_value(&self, other: &Self) -> bool {
-        self.inner.header.as_bytes().ct_eq(other.inner.header.as_bytes()).into()
+        self.account() == other.account()
+            && bool::from(self.inner.header.as_bytes().ct_eq(other.inner.header.as_bytes()))
     }
 
     /// A text from outside without this secret in it.
@@ -225,6 +287,9 @@ impl fmt::Debug for Credential {
         shown.field("scheme", &self.inner.scheme);
         if let Some(key_id) = &self.inner.key_id {
             shown.field("key_id", key_id);
+        }
+        if let Some(account) = self.account() {
+            shown.field("account", account);
         }
         shown.finish()
     }
@@ -306,6 +371,35 @@ impl fmt::Display for KeyId {
     }
 }
 
+/// The user id that fal has for an account: see [`Credential::for_account`].
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AccountId(Arc<str>);
+
+impl AccountId {
+    /// The id as text: visible ASCII, at most 256 bytes.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for AccountId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl fmt::Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -340,7 +434,36 @@ mod tests {
         assert_eq!((plain.source(), noted.source()), (None, Some("env:FAL_KEY")));
         assert!(plain.same_value(&noted));
         assert!(!plain.same_value(&Credential::key("id:secreT").unwrap()));
+        let team = plain.clone().for_account("team").unwrap();
+        assert!(!plain.same_value(&team) && !team.same_value(&plain));
+        assert!(team.same_value(&plain.clone().for_account(" team\n").unwrap().with_source("elsewhere")));
+        assert!(!team.same_value(&plain.for_account("Team").unwrap()));
         let [key, token] = [Credential::key("e30:c2ln").unwrap(), Credential::bearer("e30.c2ln").unwrap()];
         assert!(!key.same_value(&token));
+    }
+
+    #[test]
+    fn an_account_is_checked_and_its_header_is_ours() {
+        let named = Credential::bearer("token").unwrap().for_account("github|1").unwrap();
+        assert_eq!(named.account_header().unwrap(), "github|1");
+        assert!(named.account_header().unwrap().is_sensitive());
+        assert!(named.duplicate().same_value(&named));
+        assert_eq!(format!("{named:?}"), r#"Credential { scheme: Bearer, account: "github|1" }"#);
+        for (user_id, rule) in [
+            ("", "is empty"),
+            (" \n", "is empty"),
+            ("id:hush", "looks like a credential"),
+            ("eyJhdshush", "looks like a credential"),
+            ("a b", "has a blank at byte 1"),
+            ("caf\u{e9}", "a byte outside ASCII"),
+            ("a\r\nx-evil: 1", "a line break"),
+            ("undefined", "is a placeholder"),
+            (&"a".repeat(257), "is longer than 256 bytes"),
+        ] {
+            let error = named.clone().for_account(user_id).unwrap_err().to_string();
+            assert!(error.starts_with("the account's user id ") && error.contains(rule), "{user_id:?}: {error}");
+            assert!(!error.contains("hush"));
+        }
+        assert!(named.for_account("a".repeat(256)).is_ok());
     }
 }

@@ -12,7 +12,7 @@ use http::StatusCode;
 
 use self::runs::Runs;
 use crate::{
-    credential::KeyId,
+    credential::{Credential, KeyId},
     error::{SourceError, report},
 };
 
@@ -26,8 +26,15 @@ pub(crate) use self::refusals::Refusals;
 pub(crate) use self::store_metrics::StoreMetrics;
 
 /// A store was built, and holds its first credential.
-pub(crate) fn loaded(source: &str, key_id: Option<&KeyId>, generation: u64) {
-    event!(info, source, key_id = key_id.map(tracing::field::display), generation, "the fal credential was loaded");
+pub(crate) fn loaded(source: &str, credential: &Credential, generation: u64) {
+    event!(
+        info,
+        source,
+        key_id = credential.key_id().map(tracing::field::display),
+        account = credential.account().map(tracing::field::display),
+        generation,
+        "the fal credential was loaded"
+    );
 }
 
 /// A store is being built, and waits until its source has a credential.
@@ -44,53 +51,59 @@ pub(crate) fn waiting_for_source(error: &SourceError, limit: Duration) {
 /// The store holds another credential than before.
 pub(crate) fn rotated(
     source: &str,
-    key_id: Option<&KeyId>,
+    credential: &Credential,
     generation: u64,
-    previous_key_id: Option<&KeyId>,
+    previous: &Credential,
     previous_generation: u64,
 ) {
     event!(
         info,
         source,
-        key_id = key_id.map(tracing::field::display),
+        key_id = credential.key_id().map(tracing::field::display),
+        account = credential.account().map(tracing::field::display),
         generation,
-        previous_key_id = previous_key_id.map(tracing::field::display),
+        previous_key_id = previous.key_id().map(tracing::field::display),
+        previous_account = previous.account().map(tracing::field::display),
         previous_generation,
         "the fal credential was rotated"
     );
 }
 
 /// fal has accepted the current credential for the first time.
-pub(crate) fn accepted(source: &str, key_id: Option<&KeyId>, generation: u64) {
+pub(crate) fn accepted(source: &str, credential: &Credential, generation: u64) {
     event!(
         info,
         source,
-        key_id = key_id.map(tracing::field::display),
+        key_id = credential.key_id().map(tracing::field::display),
+        account = credential.account().map(tracing::field::display),
         generation,
         "fal has accepted the fal credential"
     );
 }
 
 /// fal refused the newest credential before it ever accepted it, and the previous one is in use again.
-pub(crate) fn set_aside(source: &str, key_id: Option<&KeyId>, generation: u64, previous_key_id: Option<&KeyId>) {
+pub(crate) fn set_aside(source: &str, credential: &Credential, generation: u64, previous: &Credential) {
     event!(
         warn,
         source,
-        key_id = key_id.map(tracing::field::display),
+        key_id = credential.key_id().map(tracing::field::display),
+        account = credential.account().map(tracing::field::display),
         generation,
-        previous_key_id = previous_key_id.map(tracing::field::display),
+        previous_key_id = previous.key_id().map(tracing::field::display),
+        previous_account = previous.account().map(tracing::field::display),
         "fal does not accept the new fal credential yet; requests are sent with the previous one, and the new one is tried again"
     );
 }
 
-/// A load failed. The store keeps what it has: `key_id` is of that.
+/// A load failed. The store keeps what it has: this credential.
 ///
 /// `in_a_row` is the number of failures since the last success, so that an outage of a day does not fill the log.
-pub(crate) fn load_failed(error: &SourceError, key_id: Option<&KeyId>, in_a_row: u32) {
+pub(crate) fn load_failed(error: &SourceError, credential: &Credential, in_a_row: u32) {
     event_by_turn!(
         failures = in_a_row,
         source = error.source_name(),
-        key_id = key_id.map(tracing::field::display),
+        key_id = credential.key_id().map(tracing::field::display),
+        account = credential.account().map(tracing::field::display),
         failures,
         error = report(error),
         "could not load the fal credential; keeping the last good one"
@@ -98,11 +111,12 @@ pub(crate) fn load_failed(error: &SourceError, key_id: Option<&KeyId>, in_a_row:
 }
 
 /// A load succeeded after some that did not.
-pub(crate) fn recovered(source: &str, key_id: Option<&KeyId>, failures: u32) {
+pub(crate) fn recovered(source: &str, credential: &Credential, failures: u32) {
     event!(
         info,
         source,
-        key_id = key_id.map(tracing::field::display),
+        key_id = credential.key_id().map(tracing::field::display),
+        account = credential.account().map(tracing::field::display),
         failures,
         "the source of the fal credential answers again"
     );

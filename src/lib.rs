@@ -173,7 +173,7 @@ pub use self::client::FalClient;
 #[doc(inline)]
 pub use self::{
     auth::{FalAuth, FalAuthLayer},
-    credential::{Credential, CredentialError, KeyId, Scheme},
+    credential::{AccountId, Credential, CredentialError, KeyId, Scheme},
     error::SourceError,
     store::{CredentialStore, Generation},
 };

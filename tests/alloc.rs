@@ -182,6 +182,24 @@ fn a_service_that_is_cloned_for_each_request_allocates_nothing() {
 }
 
 #[test]
+fn an_account_allocates_nothing() {
+    let store = store();
+    store.replace(Credential::bearer("token").unwrap().for_account("github|1").unwrap());
+    let mut service = FalAuthLayer::new(store).layer(NoOp(StatusCode::OK));
+    drop(exchange(&mut service, request("https://fal.run/a"))); // its first success
+    for _ in 0..3 {
+        let mut given = request("https://fal.run/a");
+        given.headers_mut().remove("accept"); // the map has room for one more, and this one brings two
+        let counted = allocations(|| {
+            let response = exchange(&mut service, given);
+            assert!(carries_a_credential(&response) && response.body().headers().contains_key("x-fal-user-id"));
+            response
+        });
+        assert_eq!(counted, 0);
+    }
+}
+
+#[test]
 fn a_request_that_is_not_admitted_allocates_nothing() {
     let mut service = FalAuthLayer::new(store()).layer(NoOp(StatusCode::UNAUTHORIZED));
     let counted_for = |service: &mut FalAuth<NoOp>, given| {

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use http::{Extensions, HeaderMap, Method, Request, StatusCode, Uri, header::AUTHORIZATION};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header::AUTHORIZATION};
 
 use super::stamp::{CrossedOrigin, SendWith, SentWith, Stamp};
 use crate::{
     credential::Credential,
     origin::OriginPolicy,
     store::{CredentialStore, Mark, Snapshot},
-    wire,
+    wire::{self, header::USER_ID},
 };
 
 /// Decides which credential a request carries, if any.
@@ -101,7 +101,13 @@ impl<P> fmt::Debug for Authorizer<P> {
 impl SentWith {
     #[inline]
     pub(crate) fn put_into(&self, headers: &mut HeaderMap) {
-        headers.insert(AUTHORIZATION, self.credential().header().clone());
+        let credential = self.credential();
+        let replaced = headers.insert(AUTHORIZATION, credential.header().clone());
+        if let Some(account) = credential.account_header() {
+            headers.insert(USER_ID, account.clone());
+        } else if replaced.is_some() {
+            take_our_account(headers);
+        }
     }
 
     /// Notes what a response proves about the credential: nothing new if it was accepted when the request was sent.
@@ -121,6 +127,15 @@ impl SentWith {
         if extensions.get::<Stamp>().is_none() && extensions.get::<CrossedOrigin>().is_none() {
             extensions.insert(Stamp::new(self.clone()));
         }
+    }
+}
+
+/// Another credential is replaced, by one without an account: its account goes with it, and a caller's own stays. A
+/// handshake that is authorized again, and two of these layers, come to this.
+#[cold]
+fn take_our_account(headers: &mut HeaderMap) {
+    if headers.get(USER_ID).is_some_and(HeaderValue::is_sensitive) {
+        headers.remove(USER_ID);
     }
 }
 

@@ -3,7 +3,7 @@
 use http::StatusCode;
 
 use crate::{
-    credential::{Credential, KeyId},
+    credential::{AccountId, Credential, KeyId},
     store::{Generation, Mark, Snapshot},
 };
 
@@ -56,6 +56,12 @@ impl Stamp {
     #[must_use]
     pub fn key_id(&self) -> Option<&KeyId> {
         self.credential().key_id()
+    }
+
+    /// The account that the credential acts for, if it [names one](Credential::for_account).
+    #[must_use]
+    pub fn account(&self) -> Option<&AccountId> {
+        self.credential().account()
     }
 
     /// Where the credential was found, such as `env:FAL_KEY`. A request's own one is `request` unless its

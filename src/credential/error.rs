@@ -38,6 +38,7 @@ pub(super) enum Part {
     KeyId,
     KeySecret,
     Token,
+    Account,
 }
 
 impl Part {
@@ -53,6 +54,7 @@ impl fmt::Display for Part {
             Self::KeyId => "key id",
             Self::KeySecret => "key secret",
             Self::Token => "token",
+            Self::Account => "account's user id",
         })
     }
 }
@@ -92,6 +94,8 @@ pub(super) enum Problem {
     KeyAsToken,
     #[error("has a character that no token has: only letters, digits and `-._~+/` are in one, with `=` at its end")]
     NoToken,
+    #[error("looks like a credential: give the user id that fal has for the account")]
+    CredentialAsAccount,
     #[error("cannot be sent in a header")]
     NoHeaderValue,
 }

@@ -17,6 +17,9 @@ use super::error::{CredentialError, Part, Problem};
 /// The longest value taken, in bytes. Common servers refuse a header line from 8 to 16 KiB upwards.
 pub(super) const MAX_VALUE_LEN: usize = 16 * 1024;
 
+/// The longest user id of an account taken, in bytes. It ends up in logs.
+const MAX_ACCOUNT_LEN: usize = 256;
+
 /// The longest key id taken, in bytes. Those seen in the wild are UUIDs. An id ends up in logs and labels.
 pub(super) const MAX_KEY_ID_LEN: usize = 256;
 
@@ -74,6 +77,19 @@ pub(super) fn token(input: &[u8]) -> Result<&str, CredentialError> {
         return Err(Part::Token.has(Problem::NoToken));
     }
     Ok(token)
+}
+
+/// The user id of an account, such as `github|1`.
+pub(super) fn account(input: &[u8]) -> Result<&str, CredentialError> {
+    let account = accept(Part::Account, input)?;
+    // It is shown, so what may be a secret is refused.
+    if may_be_credential(account.as_bytes()) {
+        return Err(Part::Account.has(Problem::CredentialAsAccount));
+    }
+    if account.len() > MAX_ACCOUNT_LEN {
+        return Err(Part::Account.has(Problem::TooLong { most: MAX_ACCOUNT_LEN }));
+    }
+    Ok(account)
 }
 
 /// Trims a value and refuses what cannot be one.
@@ -355,7 +371,7 @@ fn is_path(part: Part, text: &str) -> bool {
     let is_drive = matches!(text.as_bytes(), [letter, b':', b'\\', ..] if letter.is_ascii_alphabetic());
     let is_relative = starts_with_any(text, &["./", "../", "~/", "\\\\"]);
     let is_absolute = match part {
-        Part::Key | Part::KeyId => text.starts_with('/'),
+        Part::Key | Part::KeyId | Part::Account => text.starts_with('/'),
         Part::Token => starts_with_any(text, &["/run/", "/var/", "/etc/", "/mnt/", "/tmp/", "/opt/", "/vault/"]),
         Part::KeySecret => false, // base64 may begin with a slash
     };
@@ -405,7 +421,7 @@ fn is_base64_of_a_credential(part: Part, text: &str) -> bool {
                 let has_halves = inner.split_once(':').is_some_and(|(id, secret)| !id.is_empty() && !secret.is_empty());
                 has_halves && inner.bytes().all(|byte| byte.is_ascii_graphic())
             }
-            Part::KeyId | Part::KeySecret => is_uuid(inner) || is_hex_secret(inner),
+            Part::KeyId | Part::KeySecret | Part::Account => is_uuid(inner) || is_hex_secret(inner),
             Part::Token => inner.starts_with("eyJ") && inner.matches('.').count() == 2,
         }
     })

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
 use super::{Kept, LockReason, Reason, ReloadError};
-use crate::{credential::KeyId, generation::Generation};
+use crate::{
+    credential::{AccountId, KeyId},
+    generation::Generation,
+};
 
 /// A credential that fal, or the application behind it, refused with 401 or 403: which one, why, and what was done.
 ///
@@ -52,6 +55,7 @@ pub(crate) struct RefusalParts {
     pub(crate) error_type: Option<String>,
     pub(crate) request_id: Option<String>,
     pub(crate) key_id: Option<KeyId>,
+    pub(crate) account: Option<AccountId>,
     pub(crate) generation: Option<Generation>,
     /// The newest of the store's credentials that the request was refused with; `None` if it brought its own.
     pub(crate) newest: Option<Generation>,
@@ -90,6 +94,7 @@ impl RefusalParts {
             error_type: None,
             request_id: None,
             key_id: None,
+            account: None,
             generation: None,
             newest: None,
             source,
@@ -136,6 +141,11 @@ impl Refusal {
         self.inner.key_id.as_ref()
     }
 
+    /// The account that the refused credential acts for, if it [names one](crate::Credential::for_account).
+    pub fn account(&self) -> Option<&AccountId> {
+        self.inner.account.as_ref()
+    }
+
     /// Which of the store's credentials was refused; `None` when the request brought its own.
     pub fn generation(&self) -> Option<Generation> {
         self.inner.generation
@@ -177,7 +187,7 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { inner } = self;
-        let who = Who { key_id: inner.key_id.as_ref(), source: &inner.source };
+        let who = Who { key_id: inner.key_id.as_ref(), account: inner.account.as_ref(), source: &inner.source };
         let said = inner.detail.as_ref().map_or_else(String::new, |detail| format!(" ({detail})"));
         match inner.reason {
             Reason::MissingCredential => {
@@ -234,6 +244,7 @@ impl fmt::Display for Refusal {
 /// The credential, as a sentence names it.
 struct Who<'a> {
     key_id: Option<&'a KeyId>,
+    account: Option<&'a AccountId>,
     source: &'a str,
 }
 
@@ -242,6 +253,9 @@ impl fmt::Display for Who<'_> {
         match self.key_id {
             Some(key_id) => write!(f, "key `{key_id}`")?,
             None => f.write_str("the token")?,
+        }
+        if let Some(account) = self.account {
+            write!(f, " for the account `{account}`")?;
         }
         write!(f, " from {}", self.source)
     }
@@ -256,6 +270,7 @@ impl fmt::Debug for Refusal {
             .field("request_id", &self.request_id())
             .field("error_type", &self.inner.error_type)
             .field("key_id", &self.inner.key_id)
+            .field("account", &self.inner.account)
             .field("generation", &self.inner.generation)
             .field("source", &self.inner.source)
             .field("replayable", &self.inner.replayable)
@@ -311,5 +326,16 @@ mod tests {
                 assert_eq!(text.contains(" (its words)"), shows && detail.is_some(), "{text}");
             }
         }
+    }
+
+    #[test]
+    fn a_token_is_named_by_its_account() {
+        let token = Credential::bearer("hush").unwrap().for_account("github|1").unwrap();
+        let refusal = Refusal::new(RefusalParts {
+            account: token.account().cloned(),
+            ..RefusalParts::of_request(StatusCode::UNAUTHORIZED, Reason::UnknownCredential, "login".into())
+        });
+        assert!(refusal.to_string().starts_with("fal does not know the token for the account `github|1` from login: "));
+        assert!(format!("{refusal:?}").contains(r#"account: Some("github|1")"#));
     }
 }

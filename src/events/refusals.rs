@@ -29,7 +29,7 @@ impl Refusals {
     /// fal, or the application behind it, refused a credential, and this was done about it. `store` is the name of the
     /// credential's store; `None` when the request brought its own.
     pub(crate) fn tell(&self, refused: &RefusalParts, action: &'static str, store: Option<&Arc<str>>) {
-        let RefusalParts { status, reason, generation, source, key_id, .. } = refused;
+        let RefusalParts { status, reason, generation, source, key_id, account, .. } = refused;
         event_by_turn!(
             refusals = self.runs.count((generation.is_some(), reason.as_str()), *generation),
             status = status.as_u16(),
@@ -37,6 +37,7 @@ impl Refusals {
             action,
             source = &**source,
             key_id = key_id.as_ref().map(tracing::field::display),
+            account = account.as_ref().map(tracing::field::display),
             refusals,
             "fal refused a request"
         );

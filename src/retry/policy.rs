@@ -172,13 +172,15 @@ impl Policy {
         // this attempt was sent with.
         let refused_by_fal = head.status == StatusCode::UNAUTHORIZED && said.reason != Reason::Application;
         let reported = newest.filter(|_| refused_by_fal).or_else(|| sent_with.snapshot());
+        let refused = reported.map_or_else(|| sent_with.credential(), Snapshot::credential);
         let mut parts = RefusalParts {
             status: head.status,
             reason: said.reason,
             detail: said.detail,
             error_type: said.error_type,
             request_id: said.request_id,
-            key_id: reported.map_or_else(|| sent_with.key_id(), |snapshot| snapshot.credential().key_id()).cloned(),
+            key_id: refused.key_id().cloned(),
+            account: refused.account().cloned(),
             generation: reported.map(Snapshot::generation),
             newest: newest.map(Snapshot::generation),
             source: reported.map_or_else(|| sent_with.source().into(), |snapshot| Arc::clone(snapshot.source_arc())),

@@ -214,7 +214,7 @@ impl CredentialStoreBuilder {
         }
         tokio::spawn(driver.run());
         let first = shared.load();
-        events::loaded(first.source(), first.credential().key_id(), first.generation().get());
+        events::loaded(first.source(), first.credential(), first.generation().get());
         Ok(CredentialStore { shared })
     }
 

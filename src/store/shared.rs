@@ -156,9 +156,9 @@ impl Rotation {
     fn announce(&self) {
         events::rotated(
             self.next.source(),
-            self.next.credential().key_id(),
+            self.next.credential(),
             self.next.generation().get(),
-            self.previous.credential().key_id(),
+            self.previous.credential(),
             self.previous.generation().get(),
         );
     }
@@ -338,15 +338,15 @@ impl Shared {
         });
         self.show();
         let current = self.load();
-        let key_id = current.credential().key_id();
+        let credential = current.credential();
         match &settled.result {
             Ok(rotation) => {
                 if settled.earlier_failures > 0 {
-                    events::recovered(current.source(), key_id, settled.earlier_failures);
+                    events::recovered(current.source(), credential, settled.earlier_failures);
                 }
                 rotation.iter().for_each(Rotation::announce);
             }
-            Err(error) => events::load_failed(error, key_id, settled.earlier_failures.saturating_add(1)),
+            Err(error) => events::load_failed(error, credential, settled.earlier_failures.saturating_add(1)),
         }
     }
 
@@ -492,8 +492,8 @@ impl Shared {
             self.use_snapshot(&mut writer, &previous);
             self.status.send_modify(|status| status.set_pending(&current));
             drop(writer);
-            let (key_id, previous) = (current.credential().key_id(), previous.credential().key_id());
-            events::set_aside(current.source(), key_id, current.generation().get(), previous);
+            let (credential, generation) = (current.credential(), current.generation().get());
+            events::set_aside(current.source(), credential, generation, previous.credential());
             self.show();
             return mark;
         }
@@ -584,7 +584,7 @@ impl Witness for Shared {
         }
         if is_first {
             let current = newest.as_ref().unwrap_or(&current);
-            events::accepted(current.source(), current.credential().key_id(), generation.get());
+            events::accepted(current.source(), current.credential(), generation.get());
         }
         self.show();
     }

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use super::{clock::Clock, slot::Snapshot};
 use crate::{
-    credential::{KeyId, Scheme},
+    credential::{AccountId, KeyId, Scheme},
     error::{Reason, SourceError},
     generation::Generation,
 };
@@ -48,11 +48,12 @@ const REFUSAL_STANDS: Duration = Duration::from_secs(60);
 /// | `generation`, `consecutive_failures` | numbers |
 /// | `scheme` | `"Key"` or `"Bearer"` |
 /// | `key_id` | text, or `null` for a login's token |
+/// | `account` | text, or `null` if the credential names none |
 /// | `loaded_at`, `checked_at`, `expires_at` | whole seconds since 1970; `expires_at` may be `null` |
 /// | `last_error` | the [summary](SourceError::summary) of the error, or `null` |
 /// | `driver` | the [name](DriverState::as_str) of its state |
 /// | `accepted` | whether fal has accepted the current credential |
-/// | `pending` | `{"generation", "key_id"}` of the newest credential while fal does not accept it yet, else `null` |
+/// | `pending` | `{"generation", "key_id", "account"}` of the newest credential while fal does not accept it yet, else `null` |
 ///
 /// The secret is not in it, but the key id and paths on this machine are: show it only to those who run the server.
 #[derive(Clone, Debug)]
@@ -68,6 +69,8 @@ pub struct Status {
     pub scheme: Scheme,
     /// The public half of a key.
     pub key_id: Option<KeyId>,
+    /// The account that the credential acts for, if it [names one](crate::Credential::for_account).
+    pub account: Option<AccountId>,
     /// When the credential became the current one.
     pub loaded_at: SystemTime,
     /// When the source last answered with a good credential, whether it had changed or not.
@@ -144,6 +147,7 @@ impl Status {
             source: Arc::clone(snapshot.source_arc()),
             scheme: credential.scheme(),
             key_id: credential.key_id().cloned(),
+            account: credential.account().cloned(),
             loaded_at: now,
             checked_at: now,
             expires_at: credential.expires_at(),
@@ -186,6 +190,7 @@ impl Status {
             source: Arc::clone(newest.source_arc()),
             scheme: credential.scheme(),
             key_id: credential.key_id().cloned(),
+            account: credential.account().cloned(),
             refused_at: self.clock.now(),
         });
     }
@@ -227,6 +232,7 @@ impl Serialize for Status {
             source: &self.source,
             scheme: self.scheme.as_str(),
             key_id: self.key_id.as_ref().map(KeyId::as_str),
+            account: self.account.as_ref().map(AccountId::as_str),
             loaded_at: seconds(self.loaded_at),
             checked_at: seconds(self.checked_at),
             expires_at: self.expires_at.map(seconds),
@@ -237,6 +243,7 @@ impl Serialize for Status {
             pending: self.pending.as_ref().map(|pending| PendingBody {
                 generation: pending.generation.get(),
                 key_id: pending.key_id.as_ref().map(KeyId::as_str),
+                account: pending.account.as_ref().map(AccountId::as_str),
             }),
         };
         body.serialize(serializer)
@@ -253,6 +260,7 @@ struct Body<'a> {
     source: &'a str,
     scheme: &'static str,
     key_id: Option<&'a str>,
+    account: Option<&'a str>,
     loaded_at: u64,
     checked_at: u64,
     expires_at: Option<u64>,
@@ -268,6 +276,7 @@ struct Body<'a> {
 struct PendingBody<'a> {
     generation: u64,
     key_id: Option<&'a str>,
+    account: Option<&'a str>,
 }
 
 /// The newest credential of a store, while fal does not accept it yet.
@@ -286,6 +295,8 @@ pub struct PendingCredential {
     pub scheme: Scheme,
     /// The public half of a key.
     pub key_id: Option<KeyId>,
+    /// The account that the credential acts for, if it [names one](crate::Credential::for_account).
+    pub account: Option<AccountId>,
     /// When fal refused it first.
     pub refused_at: SystemTime,
 }

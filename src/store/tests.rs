@@ -583,7 +583,7 @@ fn a_status_as_json_in_each_state() {
         let (store, brings, clock) = observed(Credential::key("first:secret").unwrap()).await;
         assert_eq!(
             json(&store),
-            r#"{"ready":true,"degraded":[],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":null,"consecutive_failures":0,"driver":"running","accepted":false,"pending":null}"#
+            r#"{"ready":true,"degraded":[],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","account":null,"loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":null,"consecutive_failures":0,"driver":"running","accepted":false,"pending":null}"#
         );
 
         clock.forward(10);
@@ -593,14 +593,14 @@ fn a_status_as_json_in_each_state() {
         }
         assert_eq!(
             json(&store),
-            r#"{"ready":true,"degraded":["reload_failing"],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":"vault: has no credential any more","consecutive_failures":2,"driver":"running","accepted":false,"pending":null}"#
+            r#"{"ready":true,"degraded":["reload_failing"],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","account":null,"loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":"vault: has no credential any more","consecutive_failures":2,"driver":"running","accepted":false,"pending":null}"#
         );
 
         store.note_refused(&store.load(), Reason::UnknownCredential);
         store.note_refused(&store.load(), Reason::AccountLocked(LockReason::TopUp));
         assert_eq!(
             json(&store),
-            r#"{"ready":true,"degraded":["reload_failing","refused","account_locked"],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":"vault: has no credential any more","consecutive_failures":2,"driver":"running","accepted":false,"pending":null}"#
+            r#"{"ready":true,"degraded":["reload_failing","refused","account_locked"],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","account":null,"loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":"vault: has no credential any more","consecutive_failures":2,"driver":"running","accepted":false,"pending":null}"#
         );
 
         clock.forward(90);
@@ -608,14 +608,14 @@ fn a_status_as_json_in_each_state() {
         store.reload().await.unwrap();
         assert_eq!(
             json(&store),
-            r#"{"ready":true,"degraded":[],"store":"house","generation":2,"source":"vault","scheme":"Bearer","key_id":null,"loaded_at":1800000100,"checked_at":1800000100,"expires_at":1800003700,"last_error":null,"consecutive_failures":0,"driver":"running","accepted":false,"pending":null}"#
+            r#"{"ready":true,"degraded":[],"store":"house","generation":2,"source":"vault","scheme":"Bearer","key_id":null,"account":null,"loaded_at":1800000100,"checked_at":1800000100,"expires_at":1800003700,"last_error":null,"consecutive_failures":0,"driver":"running","accepted":false,"pending":null}"#
         );
         clock.set(StoppedClock::START + 3699);
         assert!(store.status().is_ready());
         clock.forward(1);
         assert_eq!(
             json(&store),
-            r#"{"ready":false,"degraded":["expired"],"store":"house","generation":2,"source":"vault","scheme":"Bearer","key_id":null,"loaded_at":1800000100,"checked_at":1800000100,"expires_at":1800003700,"last_error":null,"consecutive_failures":0,"driver":"running","accepted":false,"pending":null}"#
+            r#"{"ready":false,"degraded":["expired"],"store":"house","generation":2,"source":"vault","scheme":"Bearer","key_id":null,"account":null,"loaded_at":1800000100,"checked_at":1800000100,"expires_at":1800003700,"last_error":null,"consecutive_failures":0,"driver":"running","accepted":false,"pending":null}"#
         );
         store.replace(Credential::key("second:secret").unwrap());
         store
@@ -623,7 +623,7 @@ fn a_status_as_json_in_each_state() {
     drop(runtime);
     assert_eq!(
         json(&store),
-        r#"{"ready":true,"degraded":["driver_ended"],"store":"house","generation":3,"source":"replaced","scheme":"Key","key_id":"second","loaded_at":1800003700,"checked_at":1800000100,"expires_at":null,"last_error":null,"consecutive_failures":0,"driver":"ended","accepted":false,"pending":null}"#
+        r#"{"ready":true,"degraded":["driver_ended"],"store":"house","generation":3,"source":"replaced","scheme":"Key","key_id":"second","account":null,"loaded_at":1800003700,"checked_at":1800000100,"expires_at":null,"last_error":null,"consecutive_failures":0,"driver":"ended","accepted":false,"pending":null}"#
     );
 }
 

@@ -1,0 +1,6 @@
+//! fal's own credentials: the accounts that they name, and where this crate finds them.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod account;
