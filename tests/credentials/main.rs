@@ -4,3 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod account;
+#[cfg(unix)]
+mod cases;
+#[cfg(unix)]
+#[path = "../example/mod.rs"]
+mod example;
+#[cfg(unix)]
+mod network;

@@ -1,19 +1,17 @@
 //! What several integration tests need.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    env, fmt, fs, io,
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs, io,
     path::{Path, PathBuf},
-    process,
     sync::{Arc, LazyLock, Mutex},
     time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
-use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{process::Command, sync::watch, time::Instant};
+use tokio::{sync::watch, time::Instant};
 use tower_fal::{
     Credential, CredentialStore,
     error::{BoxError, SourceError},
@@ -25,6 +23,11 @@ use tracing::{
     field::{Field, Visit},
     span,
 };
+
+#[path = "../example/mod.rs"]
+mod example_process;
+
+pub(crate) use self::example_process::example;
 
 /// How long a test waits for what must happen. Of paused time, so that a failing test does not take as long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
@@ -221,45 +224,6 @@ impl KubeletVolume {
 #[cfg(unix)]
 fn symlink(to: PathBuf, at: &Path) {
     std::os::unix::fs::symlink(to, at).unwrap();
-}
-
-/// `examples/NAME.rs` as a process, which is killed when its handle is dropped.
-///
-/// Cargo builds it first, once for each process of tests: with `--test it` nothing else does, and what an earlier
-/// build left would be run in its place.
-pub(crate) fn example(name: &'static str) -> Command {
-    static BUILT: LazyLock<Mutex<HashMap<&str, PathBuf>>> = LazyLock::new(Mutex::default);
-    let mut built = BUILT.lock().unwrap();
-    let mut command = Command::new(built.entry(name).or_insert_with(|| build_example(name)));
-    command.kill_on_drop(true);
-    command
-}
-
-/// With the profile and in the target directory of these tests, so that `cargo test` has left nothing to do.
-fn build_example(name: &str) -> PathBuf {
-    let tests = env::current_exe().unwrap();
-    let directory = tests.ancestors().nth(2).unwrap();
-    let profile = directory.file_name().unwrap().to_str().unwrap();
-    let mut cargo = process::Command::new(env!("CARGO"));
-    cargo
-        .args(["build", "--frozen", "--message-format=json", "--example", name])
-        .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
-        .args(["--profile", if profile == "debug" { "dev" } else { profile }])
-        .arg("--target-dir")
-        .arg(directory.parent().unwrap());
-    // What Cargo tells a test of its package, ring's build script would take for a reason to build ring anew.
-    for (variable, _) in env::vars_os() {
-        if variable.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
-            cargo.env_remove(variable);
-        }
-    }
-    let output = cargo.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let artifacts = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>().map(Result::unwrap);
-    let executable = artifacts
-        .filter(|artifact| artifact["target"]["name"] == name)
-        .find_map(|artifact| artifact["executable"].as_str().map(PathBuf::from));
-    executable.unwrap()
 }
 
 /// What `tracing` was told: events, new spans, and what was recorded in a span later.
