@@ -91,18 +91,18 @@ async fn main() -> ExitCode {
 async fn whoami(arguments: &Arguments) -> Result<(), BoxError> {
     let store = CredentialStore::from_default().await?;
     let watch = tokio::time::sleep(Duration::from_secs(arguments.watch.unwrap_or_default()));
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(watch, interrupted);
     let mut changes = store.subscribe();
     let mut shown = show(&store, arguments.check).await?;
-    tokio::pin!(watch);
     loop {
         tokio::select! {
-            // A store that is being changed is there to change again.
             status = changes.wait_for(|status| status.generation > shown) => match status {
                 Some(_) => shown = show(&store, arguments.check).await?,
                 None => return Ok(()),
             },
             () = &mut watch => return Ok(()),
-            _ = tokio::signal::ctrl_c(), if arguments.watch.is_some() => return Ok(()),
+            _ = &mut interrupted => return Ok(()),
         }
     }
 }

@@ -52,10 +52,10 @@
 //!
 //! # How a credential flows
 //! ```text
-//!  env / file / closure / a chain of them
+//!  env / file / profile / login / closure / a chain of them
 //!    source           Ok(Some) here it is, Ok(None) ask the next one, Err here and broken
-//!       |
-//!    Credential       a ready header, marked sensitive, wiped on drop, printed as its id
+//!       |             asked with a reason: an interval, an expiry ahead, a refusal by fal
+//!    Credential       a ready header, marked sensitive, wiped on drop, printed as its id; may name an account
 //!       |             published only if it is valid and has changed: generation 7 -> 8
 //!    CredentialStore  one writer (the driver), many readers; a status
 //!       |             load(): one snapshot for one request; no lock, no await
@@ -70,6 +70,7 @@
 //! | you want to | look at |
 //! |---|---|
 //! | say where the key comes from | [`source`] |
+//! | use what fal's own tools use on a developer's machine | [`CredentialStore::from_default`] |
 //! | know what the store does with it | [`store`] |
 //! | admit another host | [`origin`] |
 //! | know what an error means and what to do about it | [`error`] |
@@ -96,7 +97,7 @@
 //! | `login` | [`login`]: the login with GitHub |
 //! | `metrics` | [gauges and counters](docs::observability#metrics) |
 //! | `mock` | [`MockFal`](mock::MockFal): an in-process fal on loopback, for tests |
-//! | `profile` | `ProfileSource`: the key of a profile in fal's own `~/.fal/config.toml` |
+//! | `profile` | [`ProfileSource`](source::ProfileSource): the key of a profile in fal's own `~/.fal/config.toml` |
 //! | `proxy` | [`proxy`]: browsers talk to fal through your server, and the key stays on it |
 //! | `realtime` | [`realtime`]: short-lived tokens for browsers |
 //! | `reqwest` | [`ReqwestService`](reqwest::ReqwestService): a `reqwest::Client` that the layers fit around |

@@ -11,7 +11,7 @@
 //! | `DotenvSource` (feature `dotenv`) | the key in a `.env` file | every 5 s |
 //! | `ProfileSource` (feature `profile`) | the key of a profile in fal's own `~/.fal/config.toml` | every 5 s |
 //! | [`from_fn`] | what an async closure returns: a key from Vault or from a cloud's secret manager | at the interval that you give |
-//! | [`ChainSource`] | the first of several sources that has a credential | at the shortest interval of its sources |
+//! | [`ChainSource`] | the first of several sources that has a credential; [`fal_default`](ChainSource::fal_default) is where fal's own tools look | at the shortest interval of its sources |
 //!
 //! ```
 //! use std::time::Duration;

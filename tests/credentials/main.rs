@@ -11,3 +11,5 @@ mod cases;
 mod example;
 #[cfg(unix)]
 mod network;
+#[cfg(unix)]
+mod watch;

@@ -253,7 +253,7 @@ fn body(status: &Status, ready: bool, degraded: &str, generation: u64, last_erro
     let seconds = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let (loaded_at, checked_at) = (seconds(status.loaded_at), seconds(status.checked_at));
     format!(
-        r#"{{"ready":{ready},"degraded":[{degraded}],"store":"default","generation":{generation},"source":"script","scheme":"Key","key_id":"id-{generation}","loaded_at":{loaded_at},"checked_at":{checked_at},"expires_at":null,"last_error":{last_error},"consecutive_failures":{failures},"driver":"running","accepted":false,"pending":null}}"#
+        r#"{{"ready":{ready},"degraded":[{degraded}],"store":"default","generation":{generation},"source":"script","scheme":"Key","key_id":"id-{generation}","account":null,"loaded_at":{loaded_at},"checked_at":{checked_at},"expires_at":null,"last_error":{last_error},"consecutive_failures":{failures},"driver":"running","accepted":false,"pending":null}}"#
     )
 }
 
@@ -333,7 +333,7 @@ fn only_an_expired_token_keeps_a_store_from_being_ready() {
     assert_eq!(
         json(&status),
         format!(
-            r#"{{"ready":false,"degraded":["expired"],"store":"default","generation":1,"source":"fixed","scheme":"Bearer","key_id":null,"loaded_at":{at},"checked_at":{at},"expires_at":1000000000,"last_error":null,"consecutive_failures":0,"driver":"absent","accepted":false,"pending":null}}"#
+            r#"{{"ready":false,"degraded":["expired"],"store":"default","generation":1,"source":"fixed","scheme":"Bearer","key_id":null,"account":null,"loaded_at":{at},"checked_at":{at},"expires_at":1000000000,"last_error":null,"consecutive_failures":0,"driver":"absent","accepted":false,"pending":null}}"#
         )
     );
     store.replace(bearer_until(4_000_000_000));
