@@ -102,11 +102,9 @@ impl SentWith {
     #[inline]
     pub(crate) fn put_into(&self, headers: &mut HeaderMap) {
         let credential = self.credential();
-        let replaced = headers.insert(AUTHORIZATION, credential.header().clone());
-        if let Some(account) = credential.account_header() {
-            headers.insert(USER_ID, account.clone());
-        } else if replaced.is_some() {
-            take_our_account(headers);
+        let is_replaced = headers.insert(AUTHORIZATION, credential.header().clone()).is_some();
+        if is_replaced || credential.account_header().is_some() {
+            put_account(credential.account_header(), headers);
         }
     }
 
@@ -130,11 +128,13 @@ impl SentWith {
     }
 }
 
-/// Another credential is replaced, by one without an account: its account goes with it, and a caller's own stays. A
-/// handshake that is authorized again, and two of these layers, come to this.
+/// Puts the account beside its credential. A credential without one leaves a caller's own as it is, and takes away that
+/// of a credential which it replaces: a handshake may be authorized again, and two of these layers may be stacked.
 #[cold]
-fn take_our_account(headers: &mut HeaderMap) {
-    if headers.get(USER_ID).is_some_and(HeaderValue::is_sensitive) {
+fn put_account(account: Option<&HeaderValue>, headers: &mut HeaderMap) {
+    if let Some(account) = account {
+        headers.insert(USER_ID, account.clone());
+    } else if headers.get(USER_ID).is_some_and(HeaderValue::is_sensitive) {
         headers.remove(USER_ID);
     }
 }
