@@ -467,6 +467,21 @@ async fn a_refusal_during_a_poll_is_told_right_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_that_nobody_waits_for_is_told_all_the_same() {
+    let source = Renewing::new(None);
+    let store = source.store().await;
+    let held = source.held.clone().lock_owned().await;
+    let mut poll = task::spawn(store.reload());
+    assert_pending!(poll.poll());
+    tokio::time::sleep(SECOND).await;
+    store.ask_past(store.generation(), Reason::UnknownCredential);
+    drop(held);
+    assert!(poll.await.is_ok());
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!((source.heard().len(), store.generation().get()), (3, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_credential_that_fal_accepts_is_not_told_of() {
     let source = Renewing::new(None);
     let store = source.store().await;
