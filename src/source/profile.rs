@@ -7,9 +7,12 @@ use std::{
     time::Duration,
 };
 
-use toml::de::{DeTable, DeValue};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
-use super::{CredentialSource, FileSource};
+use super::{CredentialSource, FileSource, file::Content};
 use crate::{
     credential::{Credential, may_be_credential, trim},
     error::SourceError,
@@ -165,14 +168,27 @@ impl ProfileSource {
         })
     }
 
+    /// The nickname of the account that was chosen with fal's own tools (`fal account set`), which a login acts for. It
+    /// does not depend on the profile.
+    ///
+    /// # Errors
+    /// As a load of this source, when the file cannot be read.
+    pub async fn team(&self) -> Result<Option<String>, SourceError> {
+        let Some(content) = self.content().await? else { return Ok(None) };
+        let config = self.parse(self.text(&content.bytes)?)?;
+        let Some(internal) = table(config.get_ref(), INTERNAL) else { return Ok(None) };
+        Ok(self.string(internal, "team", INTERNAL)?.map(str::to_owned))
+    }
+
+    async fn content(&self) -> Result<Option<Content>, SourceError> {
+        match &self.place.file {
+            Some(file) => file.settled().await,
+            None => Ok(None),
+        }
+    }
+
     fn find(&self, content: &[u8]) -> Result<Option<Credential>, SourceError> {
-        let text = self.text(content)?;
-        let config = DeTable::parse(text).map_err(|error| {
-            // The error's own text may repeat the line.
-            let place = error.span().and_then(|span| text.get(..span.start));
-            let line = place.map_or(1, |before| 1 + before.matches('\n').count());
-            self.invalid(format!("is no TOML: see line {line}"))
-        })?;
+        let config = self.parse(self.text(content)?)?;
         let config = config.get_ref();
         let internal = table(config, INTERNAL);
         let profile = match self.named_profile() {
@@ -192,6 +208,15 @@ impl ProfileSource {
             None => Ok(None),
             Some((name, profile)) => self.key_of(&name, profile),
         }
+    }
+
+    fn parse<'a>(&self, text: &'a str) -> Result<Spanned<DeTable<'a>>, SourceError> {
+        DeTable::parse(text).map_err(|error| {
+            // The error's own text may repeat the line.
+            let place = error.span().and_then(|span| text.get(..span.start));
+            let line = place.map_or(1, |before| 1 + before.matches('\n').count());
+            self.invalid(format!("is no TOML: see line {line}"))
+        })
     }
 
     fn key_of(&self, name: &str, profile: &DeTable<'_>) -> Result<Option<Credential>, SourceError> {
@@ -249,11 +274,7 @@ impl CredentialSource for ProfileSource {
     }
 
     async fn load(&self) -> Result<Option<Credential>, SourceError> {
-        let content = match &self.place.file {
-            Some(file) => file.settled().await?,
-            None => None,
-        };
-        match content {
+        match self.content().await? {
             Some(content) => self.find(&content.bytes),
             // A profile that was named is missing all the same.
             None => self.find(b""),
