@@ -182,6 +182,8 @@
 
 mod answer;
 mod application;
+#[cfg(feature = "login")]
+mod authorization;
 mod by_path;
 mod connection;
 mod failure;
@@ -214,6 +216,8 @@ use tokio::{
     sync::watch,
 };
 
+#[cfg(feature = "login")]
+pub use self::authorization::{Endpoint, EndpointFailure, MockAuthorization};
 pub use self::{
     answer::Answer,
     failure::{ErrorType, Failure, Lock},
