@@ -33,6 +33,14 @@ struct Asked {
     team: String,
 }
 
+impl Asked {
+    fn new(access: &Token, team: &str) -> Self {
+        let subject = Claims::of(access.as_str()).and_then(|claims| claims.subject);
+        let login = subject.map_or_else(|| Login::Token(access.clone()), Login::Subject);
+        Self { login, team: team.to_lowercase() }
+    }
+}
+
 /// The user who is logged in.
 #[derive(Clone, PartialEq)]
 enum Login {
@@ -51,9 +59,7 @@ pub(super) enum NoAccount {
 impl Accounts {
     /// The user id of a team.
     pub(super) async fn user_id(&self, endpoints: &Endpoints, access: &Token, team: &str) -> Result<String, NoAccount> {
-        let subject = Claims::of(access.as_str()).and_then(|claims| claims.subject);
-        let login = subject.map_or_else(|| Login::Token(access.clone()), Login::Subject);
-        let asked = Asked { login, team: team.to_lowercase() };
+        let asked = Asked::new(access, team);
         {
             let state = self.state();
             if let Some((last, user_id)) = &state.last
@@ -74,6 +80,14 @@ impl Accounts {
             Err(NoAccount::Unauthorized) => {}
         }
         looked_up
+    }
+
+    /// Notes that a token was refused that had just been renewed, so that this is not done again at each look.
+    pub(super) fn refused(&self, access: &Token, team: &str) -> LoginError {
+        let message = "fal takes the token of this login no more: run `fal auth login`";
+        let error = LoginError::new(LoginErrorKind::NoLogin, message);
+        self.state().back_off.failed(Asked::new(access, team), error.clone());
+        error
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -127,7 +127,7 @@ impl Renewal {
         let locks = Locks::take(self.file.directory(), OWN_LOCK_TIMEOUT, CLI_LOCK_TIMEOUT).await?;
         let mut spent: Option<Token> = None;
         for _ in 0..MOST_ROUNDS {
-            let Some(found) = self.file.now().await? else { return Err(self.no_login("has no tokens any more")) };
+            let Some(found) = self.file.now().await? else { return Err(self.file.no_login()) };
             // Somebody else has renewed it.
             if let Some(usable) = self.usable(&found)
                 && stale != Some(&usable.access)
@@ -165,7 +165,7 @@ impl Renewal {
     async fn check_home(&self) -> Result<(), LoginError> {
         let directory = self.file.directory().to_owned();
         let is_there = blocking(move || Ok(directory.is_dir())).await?;
-        if is_there { Ok(()) } else { Err(self.no_login("is gone")) }
+        if is_there { Ok(()) } else { Err(self.file.no_login()) }
     }
 
     /// Writes what was given out, at once.

@@ -190,25 +190,25 @@ impl LoginSource {
     /// The token as a credential, for the account that was chosen.
     async fn credential(&self, renewal: &Renewal, mut access: Token) -> Result<Credential, Failed> {
         let Some(team) = self.config.team().await? else { return Ok(self.bearer(&access)?) };
-        let user_id = match self.accounts.user_id(&self.endpoints, &access, &team).await {
-            // Nobody can have been refused with it yet, so nobody else has it renewed.
-            Err(NoAccount::Unauthorized) => {
-                if let Some(found) = renewal.file.settled().await? {
+        let mut is_renewed = false;
+        let user_id = loop {
+            match self.accounts.user_id(&self.endpoints, &access, &team).await {
+                Ok(user_id) => break user_id,
+                Err(NoAccount::Failed(error)) => return Err(error.into()),
+                Err(NoAccount::Unauthorized) if is_renewed => return Err(self.accounts.refused(&access, &team).into()),
+                // Its store cannot say so, as it has never had it.
+                Err(NoAccount::Unauthorized) => {
+                    let Some(found) = renewal.file.settled().await? else { return Err(renewal.file.no_login().into()) };
                     access = renewal.renewed(found, Some(access)).await?;
+                    is_renewed = true;
                 }
-                self.accounts.user_id(&self.endpoints, &access, &team).await
             }
-            looked_up => looked_up,
         };
-        let user_id = user_id.map_err(|error| match error {
-            NoAccount::Failed(error) => error,
-            NoAccount::Unauthorized => {
-                let message = "fal takes the token of this login no more: run `fal auth login`";
-                LoginError::new(LoginErrorKind::NoLogin, message)
-            }
+        let credential = self.bearer(&access)?.for_account(user_id).map_err(|error| {
+            let message = format!("the account {team:?} cannot be used: choose another with `fal account set`");
+            LoginError::because(LoginErrorKind::Account, message, &error)
         })?;
-        let _ = user_id;
-        Ok(self.bearer(&access)?)
+        Ok(credential)
     }
 
     fn bearer(&self, access: &Token) -> Result<Credential, LoginError> {
@@ -222,8 +222,7 @@ impl LoginSource {
         if self.if_present || !self.is_home_named {
             return Ok(None);
         }
-        let message = format!("{} has no login: run `fal auth login`", renewal.file.path().display());
-        Err(LoginError::new(LoginErrorKind::NoLogin, message))
+        Err(renewal.file.no_login())
     }
 
     fn renewal(&self) -> Result<&Renewal, LoginError> {

@@ -107,6 +107,11 @@ impl TokenFile {
         self.directory.join(NAME)
     }
 
+    pub(super) fn no_login(&self) -> LoginError {
+        let message = format!("{} has no login: run `fal auth login`", self.path().display());
+        LoginError::new(LoginErrorKind::NoLogin, message)
+    }
+
     /// What is in the file as soon as nothing writes to it; `None` if it is missing or empty.
     pub(super) async fn settled(&self) -> Result<Option<Found>, LoginError> {
         self.understood(&files::settled(&self.path()).await?)

@@ -42,7 +42,7 @@ impl World {
     }
 
     pub(crate) fn choose(&self, team: &str) {
-        fs::write(self.home.path().join("config.toml"), format!("[__internal__]\nteam = {team:?}\n")).unwrap();
+        fs::write(self.home.path().join("config.toml"), format!("[__internal__]\nteam = \"{team}\"\n")).unwrap();
     }
 
     /// The lines of the file.
