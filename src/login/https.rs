@@ -108,9 +108,11 @@ impl Service<Uri> for ByProxy {
             if let Some(auth) = proxy.basic_auth() {
                 tunnel = tunnel.with_auth(auth.clone());
             }
-            tunnel.call(to).await.map_err(|error| {
-                format!("the proxy of HTTPS_PROXY or ALL_PROXY did not connect: {error}").into()
-            })
+            tunnel.call(to).await.map_err(|error| ProxyFailed(error.into()).into())
         })
     }
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy that HTTPS_PROXY or ALL_PROXY names did not connect")]
+struct ProxyFailed(#[source] BoxError);
