@@ -101,8 +101,8 @@ impl CredentialStore {
 fn default_chain(environment: impl Fn(&str) -> Option<OsString> + Clone + Send + Sync + 'static) -> ChainSource {
     let chain = ChainSource::new().fall_through_after(FALL_THROUGH_AFTER);
     let is_forced = is_user_forced(&environment);
-    let chain = if is_forced { chain } else { with_keys(chain, environment) };
-    with_login(chain, is_forced)
+    let chain = if is_forced { chain } else { with_keys(chain, environment.clone()) };
+    with_login(chain, environment, is_forced)
 }
 
 /// Source: `fal` 1.83.0 (`auth/__init__.py`); `fal_client` 1.0.3 (`auth.py`). No other value has this effect.
@@ -121,12 +121,16 @@ fn with_keys(
 }
 
 #[cfg(feature = "login")]
-fn with_login(chain: ChainSource, _is_forced: bool) -> ChainSource {
-    chain
+fn with_login(
+    chain: ChainSource,
+    environment: impl Fn(&str) -> Option<OsString> + Clone + Send + Sync + 'static,
+    _is_forced: bool,
+) -> ChainSource {
+    chain.push(crate::login::LoginSource::new().environment(environment))
 }
 
 #[cfg(not(feature = "login"))]
-fn with_login(chain: ChainSource, is_forced: bool) -> ChainSource {
+fn with_login<E>(chain: ChainSource, _environment: E, is_forced: bool) -> ChainSource {
     if is_forced { chain.push(no_login::NoLogin) } else { chain }
 }
 
