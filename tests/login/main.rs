@@ -5,6 +5,9 @@
 mod account;
 mod device;
 mod endpoints;
+#[path = "../example/mod.rs"]
+mod example;
+mod example_login;
 mod files;
 #[cfg(unix)]
 mod processes;

@@ -1,0 +1,134 @@
+//! `examples/login.rs` as a process.
+
+use std::{
+    path::Path,
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+};
+use tower_fal::mock::{Endpoint, MockAuthorization};
+
+use crate::{
+    example::example,
+    support::{MINUTE, World},
+};
+
+async fn world() -> World {
+    let world = World { server: MockAuthorization::start().await.unwrap(), home: tempfile::tempdir().unwrap() };
+    world.server.set_device_code(Duration::from_secs(1), MINUTE);
+    world
+}
+
+fn login(world: &World, arguments: &[&str]) -> Command {
+    let mut command = example("login");
+    command.args(arguments).args(["--authority", &world.server.url(), "--rest", &world.server.url()]);
+    of_home(&mut command, world.home.path());
+    command
+}
+
+fn of_home(command: &mut Command, home: &Path) {
+    command.env("FAL_HOME_DIR", home).env("FAL_CONFIG_PATH", home.join("config.toml"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+}
+
+/// The URL that it has printed.
+async fn url(child: &mut Child) -> String {
+    let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+    loop {
+        let line = lines.next_line().await.unwrap().unwrap();
+        if let Some(url) = line.trim().strip_prefix("http://") {
+            return format!("http://{url}");
+        }
+    }
+}
+
+/// The one line on stderr of an example that has failed.
+fn failure(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(!said.contains('\u{1b}') && !said.contains("said-by-the-mock"), "{said}");
+    said
+}
+
+fn done(output: &Output) -> String {
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(output.status.success() && said.is_empty(), "{said}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[tokio::test]
+async fn the_demonstration_plays_all_of_it() {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = example("login");
+    of_home(&mut command, home.path());
+    let said = done(&command.arg("--demo").output().await.unwrap());
+    for part in ["It has to show this code: ", "You are logged in.", "demo-team, which is user-id-of", "You are logged out."] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "the home of the user is left alone");
+}
+
+#[tokio::test]
+async fn a_login_that_is_confirmed_in_a_browser_is_found_and_ended() {
+    let world = world().await;
+    world.server.add_team("Acme", "team-acme");
+    let mut child = login(&world, &["--connection", "github", "--no-browser"]).spawn().unwrap();
+    let browser = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+    let page = browser.get(url(&mut child).await.parse().unwrap()).await.unwrap();
+    assert_eq!(page.status(), 200);
+    done(&child.wait_with_output().await.unwrap());
+    assert_eq!(world.tokens().len(), 1);
+
+    world.choose("acme");
+    let said = done(&login(&world, &["status"]).output().await.unwrap());
+    assert!(said.contains("Account: acme, which is team-acme") && said.contains("59 min"), "{said}");
+    assert_eq!(world.tokens().len(), 2);
+    assert!(done(&login(&world, &["logout"]).output().await.unwrap()).contains("You are logged out."));
+    assert!(!world.path().exists());
+    assert!(failure(&login(&world, &["status"]).output().await.unwrap()).contains("nobody is logged in"));
+}
+
+#[tokio::test]
+async fn a_login_that_is_not_allowed_is_one_line() {
+    let world = world().await;
+    let mut child = login(&world, &["login", "--no-browser"]).spawn().unwrap();
+    url(&mut child).await;
+    world.server.deny();
+    let said = failure(&child.wait_with_output().await.unwrap());
+    assert!(said.contains("was not allowed"), "{said}");
+    assert!(!world.path().exists());
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn ctrl_c_ends_a_login_with_one_line() {
+    let world = world().await;
+    let mut child = login(&world, &["--no-browser"]).spawn().unwrap();
+    url(&mut child).await;
+    let id = rustix::process::Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+    assert!(failure(&child.wait_with_output().await.unwrap()).starts_with("interrupted"));
+    world.server.confirm();
+    assert!(!world.path().exists());
+    assert_eq!(world.server.refreshes(), 0);
+}
+
+#[tokio::test]
+async fn options_that_do_nothing_are_refused() {
+    let world = world().await;
+    for arguments in [&["status", "--no-browser"][..], &["logout", "--connection", "github"]] {
+        assert!(failure(&login(&world, arguments).output().await.unwrap()).contains("belong to login"));
+    }
+    for arguments in [&["register"][..], &["--connection", "a/b"], &["--demo"]] {
+        assert_eq!(login(&world, arguments).output().await.unwrap().status.code(), Some(2));
+    }
+    assert_eq!(world.server.received(Endpoint::DeviceCode), 0);
+}
