@@ -1,26 +1,9 @@
 //! The client that is used if nobody brings one: fal's own hosts, over TLS, through the proxy of the system.
 
-use std::{
-    env,
-    net::{Ipv4Addr, SocketAddr},
-    path::Path,
-    process::Stdio,
-    sync::{Arc, Mutex},
-};
+use std::{env, path::Path, process::Stdio};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use rcgen::CertifiedKey;
-use rustls::{
-    ServerConfig,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
-};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    process::Command,
-    task::JoinSet,
-};
-use tokio_rustls::TlsAcceptor;
+use tokio::process::Command;
 use tower_fal::{
     error::report,
     login::{LoginSource, settled},
@@ -28,7 +11,10 @@ use tower_fal::{
     source::CredentialSource as _,
 };
 
-use crate::support::{EXPIRED, World, token};
+use crate::{
+    proxy::Proxy,
+    support::{EXPIRED, World, token},
+};
 
 const CHILD: &str = "TOWER_FAL_LOGIN_CLIENT";
 
@@ -66,70 +52,6 @@ async fn run(world: &World, url: &str, variables: &[(&str, &str)]) -> String {
     said.unwrap_or_else(|| panic!("{text}")).to_owned()
 }
 
-/// A proxy behind which all hosts are the mock, with a certificate for fal's own.
-struct Proxy {
-    address: SocketAddr,
-    asked: Arc<Mutex<Vec<String>>>,
-    certificate: String,
-    _accepting: JoinSet<()>,
-}
-
-impl Proxy {
-    async fn start(server: &MockAuthorization) -> Self {
-        let hosts = ["auth.fal.ai", "rest.alpha.fal.ai"].map(str::to_owned);
-        let CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(hosts).unwrap();
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
-        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![cert.der().clone()], key)
-            .unwrap();
-        let tls = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let asked = Arc::new(Mutex::default());
-        let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, tls, server.clone(), Arc::clone(&asked)));
-        Self { address, asked, certificate: cert.pem(), _accepting: accepting }
-    }
-
-    fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// The first lines and the authorizations of the requests so far.
-    fn asked(&self) -> Vec<String> {
-        std::mem::take(&mut self.asked.lock().unwrap())
-    }
-}
-
-async fn accept(listener: TcpListener, tls: TlsAcceptor, server: MockAuthorization, asked: Arc<Mutex<Vec<String>>>) {
-    let mut connections = JoinSet::new();
-    while let Ok((mut socket, _)) = listener.accept().await {
-        let (tls, server, asked) = (tls.clone(), server.clone(), Arc::clone(&asked));
-        connections.spawn(async move {
-            let head = head(&mut socket).await;
-            let mut lines = head.lines();
-            let first = lines.next().unwrap_or_default().to_owned();
-            let authorization = lines.find_map(|line| line.strip_prefix("Proxy-Authorization: ")).unwrap_or_default();
-            asked.lock().unwrap().push(format!("{first} {authorization}").trim().to_owned());
-            socket.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").await.unwrap();
-            if let Ok(stream) = tls.accept(socket).await {
-                server.serve_connection(stream).await;
-            }
-        });
-    }
-}
-
-async fn head(socket: &mut TcpStream) -> String {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(socket.read_u8().await.unwrap());
-    }
-    String::from_utf8(head).unwrap()
-}
-
 async fn world() -> (World, Proxy) {
     let world = World { server: MockAuthorization::start().await.unwrap(), home: tempfile::tempdir().unwrap() };
     world.server.add_team("Acme", "team-acme");
@@ -139,18 +61,13 @@ async fn world() -> (World, Proxy) {
     (world, proxy)
 }
 
-fn trust(world: &World, proxy: &Proxy) -> String {
-    let path = world.home.path().join("ca.pem");
-    std::fs::write(&path, &proxy.certificate).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
 #[tokio::test]
 async fn fals_hosts_are_asked_over_tls_through_the_proxy() {
     let (world, proxy) = world().await;
-    let roots = trust(&world, &proxy);
+    let roots = proxy.roots(&world);
+    let roots = roots.to_str().unwrap();
     let user = proxy.url().replace("http://", "http://user:hush@");
-    let said = run(&world, "", &[("HTTPS_PROXY", &user), ("SSL_CERT_FILE", &roots)]).await;
+    let said = run(&world, "", &[("HTTPS_PROXY", &user), ("SSL_CERT_FILE", roots)]).await;
     assert_eq!(said, format!("token {} team-acme", world.tokens()[1]));
     let basic = STANDARD.encode("user:hush");
     assert_eq!(
@@ -163,8 +80,9 @@ async fn fals_hosts_are_asked_over_tls_through_the_proxy() {
 #[tokio::test]
 async fn no_proxy_keeps_a_host_from_the_proxy() {
     let (world, proxy) = world().await;
-    let roots = trust(&world, &proxy);
-    let variables = [("HTTPS_PROXY", &*proxy.url()), ("SSL_CERT_FILE", &*roots), ("NO_PROXY", "auth.fal.ai")];
+    let roots = proxy.roots(&world);
+    let roots = roots.to_str().unwrap();
+    let variables = [("HTTPS_PROXY", &*proxy.url()), ("SSL_CERT_FILE", roots), ("NO_PROXY", "auth.fal.ai")];
     let said = run(&world, "", &variables).await;
     // Nothing of fal can be reached from a test, or it does not have our certificate.
     assert!(said.starts_with("error ") && said.contains("https://auth.fal.ai cannot be reached"), "{said}");
@@ -200,9 +118,10 @@ async fn roots_that_cannot_be_read_are_an_error_that_names_the_variable() {
 #[tokio::test]
 async fn a_proxy_of_another_kind_is_refused_and_its_password_not_shown() {
     let (world, proxy) = world().await;
-    let roots = trust(&world, &proxy);
+    let roots = proxy.roots(&world);
+    let roots = roots.to_str().unwrap();
     for url in [proxy.url().replace("http://", "https://user:hush@"), "http://user:hush@127.0.0.1:1".to_owned()] {
-        let said = run(&world, "", &[("HTTPS_PROXY", &*url), ("SSL_CERT_FILE", &*roots)]).await;
+        let said = run(&world, "", &[("HTTPS_PROXY", &*url), ("SSL_CERT_FILE", roots)]).await;
         assert!(said.contains("HTTPS_PROXY") && !said.contains("hush"), "{said}");
     }
     assert_eq!(world.server.received(Endpoint::Token), 0);
@@ -211,8 +130,9 @@ async fn a_proxy_of_another_kind_is_refused_and_its_password_not_shown() {
 #[tokio::test]
 async fn what_is_sent_in_clear_stays_on_this_machine() {
     let (world, proxy) = world().await;
-    let roots = trust(&world, &proxy);
-    let variables = [("HTTP_PROXY", &*proxy.url()), ("ALL_PROXY", &*proxy.url()), ("SSL_CERT_FILE", &*roots)];
+    let roots = proxy.roots(&world);
+    let roots = roots.to_str().unwrap();
+    let variables = [("HTTP_PROXY", &*proxy.url()), ("ALL_PROXY", &*proxy.url()), ("SSL_CERT_FILE", roots)];
     let said = run(&world, &world.server.url(), &variables).await;
     assert!(said.ends_with("team-acme"), "{said}");
     assert!(proxy.asked().is_empty());

@@ -11,5 +11,8 @@ mod example_login;
 mod files;
 #[cfg(unix)]
 mod processes;
+mod proxy;
+#[cfg(unix)]
+mod python;
 mod renewal;
 mod support;
