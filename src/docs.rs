@@ -6,9 +6,14 @@
 //! | [`readiness`] | What does a readiness probe answer? |
 //! | [`observability`] | Which events and metrics are there? |
 //! | [`testing`] | How is a program tested without fal? |
+//! | [`login`] | How does a program use the login of `fal auth login`, and what happens to it? |
 //! | [`stacks`] | Which layers go around which client, and what does a compile error mean? |
 //! | [`performance`] | What does it cost? |
 //! | [`secrets`] | Where does the credential go, where does it show, and what is wiped? |
+
+#[doc = include_str!("../docs/login.md")]
+#[doc(alias = "github", alias = "oauth", alias = "device flow", alias = "auth0", alias = "team")]
+pub mod login {}
 
 #[doc = include_str!("../docs/observability.md")]
 #[doc(alias = "logging", alias = "prometheus", alias = "tracing", alias = "events")]

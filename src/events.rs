@@ -212,6 +212,12 @@ pub(crate) fn shadowed(source: &str, key_id: Option<&KeyId>, shadowed: &str) {
     );
 }
 
+/// A login could not be renewed. While its token is good, nothing else tells of this.
+#[cfg(feature = "login")]
+pub(crate) fn renewal_failed(source: &str, error: &(dyn std::error::Error + 'static), in_a_row: u32) {
+    event_by_turn!(failures = in_a_row, source, failures, error = report(error), "the fal login could not be renewed");
+}
+
 /// Every user of this machine may replace the key, as its file or a directory of it lets them.
 pub(crate) fn world_writable(path: &Path) {
     event!(warn, path = %path.display(), "the file of the fal key, or its directory, is writable by everyone: chmod o-w it");

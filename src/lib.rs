@@ -76,6 +76,7 @@
 //! | know what an error means and what to do about it | [`error`] |
 //! | give customers' own keys to their requests | [`auth`](auth#a-request-with-its-own-credential) |
 //! | use reqwest, axum, or one type for `State` | [`reqwest`](mod@reqwest), [`axum`](mod@axum), [`client`] |
+//! | use the login of `fal auth login`, or make one | [`docs::login`], [`login`] |
 //! | rotate a key in a fleet | [`docs::rotation`] |
 //! | answer a readiness probe | [`docs::readiness`] |
 //! | read logs and metrics | [`docs::observability`] |

@@ -76,7 +76,9 @@ impl Accounts {
                 state.back_off.succeeded();
                 state.last = Some((asked, user_id.clone()));
             }
-            Err(NoAccount::Failed(error)) => state.back_off.failed(asked, error.clone()),
+            Err(NoAccount::Failed(error)) => {
+                state.back_off.failed(asked, error.clone());
+            }
             Err(NoAccount::Unauthorized) => {}
         }
         looked_up

@@ -31,11 +31,13 @@ impl<K: PartialEq> BackOff<K> {
         }
     }
 
-    pub(super) fn failed(&mut self, of: K, error: LoginError) {
+    /// Notes a failure, and returns which one in a row it is.
+    pub(super) fn failed(&mut self, of: K, error: LoginError) -> u32 {
         let step = self.0.as_ref().filter(|last| last.of == of).map_or(0, |last| last.step.saturating_add(1));
         // Only ever longer, so that what fails again and again is never tried sooner than the time before.
         let wait = exponential(FIRST, step, LONGEST).mul_f64(fastrand::f64().mul_add(0.2, 1.0));
         self.0 = Some(Failure { of, step, until: Instant::now() + wait, error });
+        step.saturating_add(1)
     }
 
     pub(super) fn succeeded(&mut self) {

@@ -40,7 +40,8 @@ impl BaseUrl {
     /// The URL of a path, which begins with a slash.
     pub(super) fn at(&self, path: &str) -> Result<Uri, LoginError> {
         let url = format!("{}{path}", self.0);
-        url.parse().map_err(|_| LoginError::new(LoginErrorKind::Setting, "the URL of an endpoint is too long: shorten it"))
+        url.parse()
+            .map_err(|_| LoginError::new(LoginErrorKind::Setting, "the URL of an endpoint is too long: shorten it"))
     }
 
     pub(super) fn is_this_machine(&self) -> bool {
@@ -58,13 +59,26 @@ mod tests {
 
     #[test]
     fn only_https_is_taken_and_http_on_this_machine() {
-        for url in ["https://auth.fal.ai", "https://auth.fal.ai/", "http://127.0.0.1:1/rest", "http://[::1]:2", "http://localhost"] {
+        for url in [
+            "https://auth.fal.ai",
+            "https://auth.fal.ai/",
+            "http://127.0.0.1:1/rest",
+            "http://[::1]:2",
+            "http://localhost",
+        ] {
             let base = BaseUrl::parse(url).unwrap();
             assert_eq!(base.at("/x").unwrap().to_string(), format!("{}/x", url.trim_end_matches('/')));
         }
-        for url in
-            ["", "auth.fal.ai", "/x", "http://auth.fal.ai", "ftp://127.0.0.1", "https://u:p@host", "https://host/?a", "http://127.0.0.1.nip.io"]
-        {
+        for url in [
+            "",
+            "auth.fal.ai",
+            "/x",
+            "http://auth.fal.ai",
+            "ftp://127.0.0.1",
+            "https://u:p@host",
+            "https://host/?a",
+            "http://127.0.0.1.nip.io",
+        ] {
             let error = BaseUrl::parse(url).unwrap_err();
             assert_eq!(error.kind(), LoginErrorKind::Setting);
             assert!(!error.to_string().contains("u:p"));

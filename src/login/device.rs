@@ -403,7 +403,8 @@ async fn check_identity(endpoints: &Endpoints, id_token: &str) -> Result<(), Log
             // It may have been made after the keys were.
             Err(Untrusted::UnknownKey) if fetches < MOST_FETCHES => {}
             Err(rule) => {
-                let message = format!("the identity in the answer is not to be trusted, as {rule}: start the login again");
+                let message =
+                    format!("the identity in the answer is not to be trusted, as {rule}: start the login again");
                 return Err(LoginError::new(LoginErrorKind::Identity, message));
             }
             Ok(()) => return Ok(()),

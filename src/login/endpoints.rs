@@ -124,7 +124,9 @@ impl Endpoints {
         let asked_at = Instant::now();
         let answer = self.post("/oauth/token", form).await.map_err(NoTokens::Failed)?;
         if answer.status() != StatusCode::OK {
-            return Err(refusal(answer.body()).map_or_else(|| NoTokens::Failed(self.unexpected(&answer)), NoTokens::Refused));
+            return Err(
+                refusal(answer.body()).map_or_else(|| NoTokens::Failed(self.unexpected(&answer)), NoTokens::Refused)
+            );
         }
         #[derive(Deserialize)]
         struct Body {

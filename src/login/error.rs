@@ -1,9 +1,4 @@
-use std::{
-    error::Error,
-    fmt, io,
-    path::Path,
-    sync::Arc,
-};
+use std::{error::Error, fmt, io, path::Path, sync::Arc};
 
 use crate::error::{BoxError, SourceError, report};
 
@@ -84,7 +79,9 @@ impl LoginError {
     pub(super) fn of_source(self, name: &Arc<str>) -> SourceError {
         let system = match (&self.inner.cause, self.kind()) {
             (Some(Cause::System(cause)), _) => Some(cause.kind()),
-            (_, LoginErrorKind::Unreachable | LoginErrorKind::Lock | LoginErrorKind::File) => Some(io::ErrorKind::Other),
+            (_, LoginErrorKind::Unreachable | LoginErrorKind::Lock | LoginErrorKind::File) => {
+                Some(io::ErrorKind::Other)
+            }
             (_, LoginErrorKind::NoLogin) => Some(io::ErrorKind::NotFound),
             _ => None,
         };

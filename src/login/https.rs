@@ -51,7 +51,9 @@ impl Service<Request<Full<Bytes>>> for Https {
         let client = Arc::clone(&self.client);
         Box::pin(async move {
             let client = client
-                .get_or_try_init(async || tokio::task::spawn_blocking(client_of_this_system).await.map_err(BoxError::from)?)
+                .get_or_try_init(async || {
+                    tokio::task::spawn_blocking(client_of_this_system).await.map_err(BoxError::from)?
+                })
                 .await?;
             let answer = client.request(request).await?;
             Ok(answer.map(|body| body.map_err(BoxError::from).boxed_unsync()))

@@ -80,7 +80,8 @@ fn try_to_take(path: &Path) -> Result<Option<File>, LoginError> {
         }
     }
     // A lock on a file that was removed meanwhile excludes nobody.
-    let same = |metadata: &fs::Metadata, other: &fs::Metadata| (metadata.dev(), metadata.ino()) == (other.dev(), other.ino());
+    let same =
+        |metadata: &fs::Metadata, other: &fs::Metadata| (metadata.dev(), metadata.ino()) == (other.dev(), other.ino());
     let is_there = match (file.metadata(), fs::metadata(path)) {
         (Ok(held), Ok(there)) => same(&held, &there),
         _ => false,

@@ -24,6 +24,7 @@ use super::{
     settled,
     token_file::{Found, Room, Token, TokenFile, Tokens},
 };
+use crate::events;
 
 /// How long the lock of fal's tools is waited for.
 ///
@@ -39,6 +40,8 @@ const MOST_ROUNDS: u32 = 3;
 /// What makes renewals. Its clones share what they know.
 #[derive(Clone)]
 pub(super) struct Renewal {
+    /// The name of the source, for events.
+    name: Arc<str>,
     pub(super) file: TokenFile,
     pub(super) endpoints: Endpoints,
     known: Arc<Known>,
@@ -75,8 +78,8 @@ pub(super) struct Usable {
 }
 
 impl Renewal {
-    pub(super) fn new(file: TokenFile, endpoints: Endpoints) -> Self {
-        Self { file, endpoints, known: Arc::default() }
+    pub(super) fn new(name: Arc<str>, file: TokenFile, endpoints: Endpoints) -> Self {
+        Self { name, file, endpoints, known: Arc::default() }
     }
 
     /// The access token that goes with what is in the file, good or not; `None` if there is none that can be read.
@@ -89,7 +92,8 @@ impl Renewal {
             let is_same = given.access == *in_file;
             // To a clock that is wrong, what other processes have written looks as if it were over. As long as ours is
             // good and of the same user, theirs need not be renewed.
-            let is_of_same = claims.as_ref().is_some_and(|claims| claims.subject.is_some() && claims.subject == given.subject);
+            let is_of_same =
+                claims.as_ref().is_some_and(|claims| claims.subject.is_some() && claims.subject == given.subject);
             is_same || (is_of_same && given.life.life().is_good() && !stated.is_some_and(Life::is_good))
         });
         match given {
@@ -114,10 +118,12 @@ impl Renewal {
         self.refused(refresh)?;
         self.state().back_off.check(refresh)?;
         let renewed = self.renew(stale).await;
-        let mut state = self.state();
         match &renewed {
-            Ok(_) => state.back_off.succeeded(),
-            Err(error) => state.back_off.failed(refresh.clone(), error.clone()),
+            Ok(_) => self.state().back_off.succeeded(),
+            Err(error) => {
+                let failures = self.state().back_off.failed(refresh.clone(), error.clone());
+                events::renewal_failed(&self.name, error, failures);
+            }
         }
         renewed
     }
@@ -149,10 +155,8 @@ impl Renewal {
                 // fal's Python client takes no lock while it spends one: the file may hold another by now.
                 Err(NoTokens::Refused(Refusal::InvalidGrant)) => spent = Some(found.tokens.refresh),
                 Err(NoTokens::Refused(_)) => {
-                    let message = format!(
-                        "{} does not renew the login: run `fal auth login`",
-                        self.endpoints.authority.as_str()
-                    );
+                    let message =
+                        format!("{} does not renew the login: run `fal auth login`", self.endpoints.authority.as_str());
                     return Err(LoginError::new(LoginErrorKind::Answer, message));
                 }
                 Err(NoTokens::Failed(error)) => return Err(error),

@@ -227,7 +227,9 @@ impl LoginSource {
 
     fn renewal(&self) -> Result<&Renewal, LoginError> {
         let home = self.home.as_ref().map_err(LoginError::clone)?;
-        Ok(self.renewal.get_or_init(|| Renewal::new(TokenFile::new(home.clone()), self.endpoints.clone())))
+        Ok(self
+            .renewal
+            .get_or_init(|| Renewal::new(Arc::clone(&self.name), TokenFile::new(home.clone()), self.endpoints.clone())))
     }
 }
 

@@ -165,7 +165,8 @@ impl Room {
         // On the same file system as the target, or it could not be renamed.
         let path = target.parent().unwrap_or(directory).join(NEXT_NAME);
         let failed = |error| {
-            let what = "cannot be written: the login cannot be renewed without a place on the disk that can be written to";
+            let what =
+                "cannot be written: the login cannot be renewed without a place on the disk that can be written to";
             LoginError::file(&path, what, error)
         };
         // A process that was killed may have left one.

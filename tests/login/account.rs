@@ -35,9 +35,13 @@ async fn without_a_choice_no_account_is_named_or_looked_up() {
 
 #[tokio::test(start_paused = true)]
 async fn a_team_is_found_in_any_case_of_letters_and_once() {
-    for (team, user_id) in
-        [("Acme", "team-acme"), ("acme", "team-acme"), ("ACME", "team-acme"), ("ünION", "team-union"), ("mock", "user-of-github|1")]
-    {
+    for (team, user_id) in [
+        ("Acme", "team-acme"),
+        ("acme", "team-acme"),
+        ("ACME", "team-acme"),
+        ("ünION", "team-union"),
+        ("mock", "user-of-github|1"),
+    ] {
         let world = with_teams();
         world.choose(team);
         let source = world.source();

@@ -122,7 +122,9 @@ async fn an_interval_that_is_missing_is_five_seconds() {
         let body = format!(
             r#"{{"device_code":"d","user_code":"AB-CD","verification_uri_complete":"https://auth.fal.ai/activate"{interval}}}"#
         );
-        world.server.fail_next(Endpoint::DeviceCode, EndpointFailure::Body(StatusCode::OK, "application/json", body.into()));
+        world
+            .server
+            .fail_next(Endpoint::DeviceCode, EndpointFailure::Body(StatusCode::OK, "application/json", body.into()));
         let pending = pending(&world).await;
         let began = Instant::now();
         world.server.fail(Endpoint::Token, EndpointFailure::Error(StatusCode::FORBIDDEN, "access_denied"));
@@ -222,7 +224,10 @@ async fn what_cannot_be_shown_is_refused() {
         (|body| body["user_code"] = "\u{1b}[31mAB".into(), "with a code that is not shown"),
         (|body| body["user_code"] = "".into(), "with a code that is not shown"),
         (|body| body["user_code"] = "A".repeat(65).into(), "with a code that is not shown"),
-        (|body| body["verification_uri_complete"] = "http://auth.fal.ai/activate".into(), "with a URL that is not shown"),
+        (
+            |body| body["verification_uri_complete"] = "http://auth.fal.ai/activate".into(),
+            "with a URL that is not shown",
+        ),
         (|body| body["verification_uri_complete"] = "http://127.0.0.1/activate".into(), "with a URL that is not shown"),
         (|body| body["verification_uri_complete"] = "javascript:alert(1)".into(), "with a URL that is not shown"),
         (|body| body["verification_uri_complete"] = "/activate".into(), "with a URL that is not shown"),
@@ -254,7 +259,9 @@ async fn what_cannot_be_shown_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn tokens_that_are_incomplete_are_refused() {
-    for body in [json!({}), json!({"access_token": "a", "id_token": "i"}), json!({"refresh_token": "r", "access_token": "a"})] {
+    for body in
+        [json!({}), json!({"access_token": "a", "id_token": "i"}), json!({"refresh_token": "r", "access_token": "a"})]
+    {
         let world = World::new();
         let answer = EndpointFailure::Body(StatusCode::OK, "application/json", body.to_string().into());
         world.server.fail_next(Endpoint::Token, answer);

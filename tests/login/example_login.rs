@@ -70,7 +70,9 @@ async fn the_demonstration_plays_all_of_it() {
     let mut command = example("login");
     of_home(&mut command, home.path());
     let said = done(&command.arg("--demo").output().await.unwrap());
-    for part in ["It has to show this code: ", "You are logged in.", "demo-team, which is user-id-of", "You are logged out."] {
+    for part in
+        ["It has to show this code: ", "You are logged in.", "demo-team, which is user-id-of", "You are logged out."]
+    {
         assert!(said.contains(part), "{said}");
     }
     assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "the home of the user is left alone");

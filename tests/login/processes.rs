@@ -174,8 +174,10 @@ async fn a_process_killed_while_it_asks_leaves_a_login_that_can_be_renewed() {
     go(&mut next);
     let output = next.wait_with_output().await.unwrap();
     assert_eq!(said(&output, "token"), Some(&*world.tokens()[1]));
-    let left: BTreeSet<_> =
-        fs::read_dir(world.home.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let left: BTreeSet<_> = fs::read_dir(world.home.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     assert_eq!(left, BTreeSet::from([".portalock", ".tower-fal.lock", "auth0_token"].map(String::from)));
 }
 

@@ -46,7 +46,11 @@ impl Python {
         let home = self.world.home.path();
         let mut command = Command::new(env::var_os("FAL_LOGIN_PYTHON").unwrap_or_else(|| "python3".into()));
         command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/login/fal_tools.py")).args(arguments);
-        command.env_clear().env("HOME", home).env("FAL_HOME_DIR", home).env("FAL_CONFIG_PATH", home.join("config.toml"));
+        command
+            .env_clear()
+            .env("HOME", home)
+            .env("FAL_HOME_DIR", home)
+            .env("FAL_CONFIG_PATH", home.join("config.toml"));
         command.env("HTTPS_PROXY", self.proxy.url()).env("SSL_CERT_FILE", self.proxy.roots(&self.world));
         command.env("PATH", env::var_os("PATH").unwrap()).env("FAL_DONT_OPEN_LINKS", "1");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);

@@ -177,7 +177,9 @@ async fn a_token_is_kept_while_it_is_good_and_the_server_is_down() {
     world.server.set_token_life(10 * MINUTE);
     let source = world.source();
     let first = load(&source).await;
-    world.server.fail(Endpoint::Token, EndpointFailure::Error(StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable"));
+    world
+        .server
+        .fail(Endpoint::Token, EndpointFailure::Error(StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable"));
     tokio::time::sleep(5 * MINUTE).await;
     let asked = world.server.received(Endpoint::Token);
     // The waits are 5, 10, 20, 40, 80 s and up to a fifth longer; it is asked every second.

@@ -107,7 +107,11 @@ fn carry_out(state: &mut State, endpoint: Endpoint, head: &Parts, body: &Bytes) 
             let Some(subject) = bearer.and_then(|access| state.user_of(access)).map(str::to_owned) else {
                 return json_answer(StatusCode::UNAUTHORIZED, &json!({"detail": "bearer: invalid token"}));
             };
-            if endpoint == Endpoint::Teams { teams(state, &subject) } else { current_user(state, &subject, &head.headers) }
+            if endpoint == Endpoint::Teams {
+                teams(state, &subject)
+            } else {
+                current_user(state, &subject, &head.headers)
+            }
         }
         // The client of fal's own tools, and no other.
         _ if form.get("client_id").is_none_or(|id| id != CLIENT_ID) => {

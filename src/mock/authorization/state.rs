@@ -237,8 +237,7 @@ impl State {
     pub(super) fn device_code(&mut self) -> &Device {
         let device_code = self.unguessable("device");
         let code = |number: u32| char::from(b'B' + u8::try_from(number % 19).unwrap_or_default());
-        let user_code: String =
-            (0..9).map(|place| if place == 4 { '-' } else { code(fastrand::u32(..)) }).collect();
+        let user_code: String = (0..9).map(|place| if place == 4 { '-' } else { code(fastrand::u32(..)) }).collect();
         self.devices.push(Device {
             device_code,
             user_code,
