@@ -190,7 +190,10 @@ impl DeviceLogin {
             builder.create(&directory).map_err(|error| LoginError::file(&directory, what, error))
         })
         .await?;
+        // Whoever has the locks may have made room already, and it must stay.
+        let locks = Locks::take(file.directory(), OWN_LOCK_TIMEOUT, CLI_LOCK_TIMEOUT).await?;
         drop(file.make_room().await?);
+        drop(locks);
 
         let asked_at = Instant::now();
         let code = self.endpoints.device_code().await?;

@@ -128,6 +128,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn ours_excludes_even_if_fals_tools_remove_their_lock() {
+        let home = tempfile::tempdir().unwrap();
+        let _held = Locks::take(home.path(), SHORT, SHORT).await.unwrap();
+        std::fs::remove_file(home.path().join(OF_FALS_TOOLS)).unwrap();
+        let error = Locks::take(home.path(), SHORT, SHORT).await.unwrap_err();
+        assert!(error.to_string().contains("another process that uses this login is renewing it"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn where_there_is_no_lock_there_is_an_error() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir(home.path().join(OURS)).unwrap();
+        let error = Locks::take(home.path(), SHORT, SHORT).await.unwrap_err();
+        assert_eq!(error.kind(), LoginErrorKind::File);
+        assert!(error.to_string().contains("so the login cannot be renewed"), "{error}");
+    }
+
+    #[tokio::test]
     async fn a_lock_file_that_was_removed_is_made_again() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join(OF_FALS_TOOLS);

@@ -213,7 +213,11 @@ impl LoginSource {
 
     fn bearer(&self, access: &Token) -> Result<Credential, LoginError> {
         let credential = Credential::bearer(access.as_str()).map_err(|error| {
-            LoginError::because(LoginErrorKind::File, "the access token of the login cannot be used", &error)
+            LoginError::because(
+                LoginErrorKind::File,
+                "the access token of the login cannot be used: run `fal auth login`",
+                &error,
+            )
         })?;
         Ok(credential.with_source(Arc::clone(&self.name)))
     }

@@ -134,9 +134,6 @@ struct Scheme(&'static str);
 
 impl MockAuthorization {
     /// A mock without a port: it is [a client](Self#impl-Service<Request<B>>-for-MockAuthorization) of its own.
-    ///
-    /// # Panics
-    /// Outside a Tokio runtime with a timer.
     #[must_use]
     pub fn new() -> Self {
         Self::at(None)

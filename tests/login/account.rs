@@ -69,7 +69,7 @@ async fn an_account_outlives_a_renewal_and_not_another_login() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_team_that_cannot_be_used_is_an_error_and_never_the_personal_account() {
+async fn an_unusable_team_never_becomes_the_personal_account() {
     let world = with_teams();
     world.server.archive_team("Acme");
     for (team, rule) in [
@@ -84,7 +84,7 @@ async fn a_team_that_cannot_be_used_is_an_error_and_never_the_personal_account()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lookup_that_fails_is_an_error_and_is_not_repeated_at_each_look() {
+async fn a_lookup_that_fails_is_not_repeated_at_each_look() {
     let body = |body: &'static str| EndpointFailure::Body(StatusCode::OK, "application/json", body.into());
     for (failure, expected) in [
         (EndpointFailure::Hang, "there was no answer within 30s"),

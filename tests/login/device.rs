@@ -12,7 +12,7 @@ use tower_fal::{
     mock::{Endpoint, EndpointFailure},
 };
 
-use crate::support::{MINUTE, World, load};
+use crate::support::{EXPIRED, MINUTE, World, load};
 
 fn login(world: &World) -> DeviceLogin {
     DeviceLogin::with_client(world.server.clone()).home(world.home.path()).authority(world.server.url()).unwrap()
@@ -75,6 +75,19 @@ async fn nobody_confirms_a_login_that_could_not_be_written() {
     let error = login(&world).start().await.unwrap_err();
     assert!(error.to_string().contains("cannot be written"), "{error}");
     assert_eq!(world.server.received(Endpoint::DeviceCode), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_that_is_started_disturbs_no_renewal() {
+    let world = World::with_access(EXPIRED);
+    world.server.set_latency(Duration::from_secs(10));
+    let source = world.source();
+    let loading = tokio::spawn(async move { load(&source).await });
+    while world.server.received(Endpoint::Token) == 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    pending(&world).await;
+    assert!(world.server.accepts(&loading.await.unwrap()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,7 +175,7 @@ async fn what_ends_a_login_is_told_apart() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_goes_on_while_the_server_cannot_be_reached_and_asks_less_often() {
+async fn it_goes_on_and_asks_less_often_while_the_server_is_down() {
     let world = World::new();
     world.server.set_clock_offset(-200.0);
     let pending = pending(&world).await;
@@ -200,13 +213,13 @@ async fn a_confirmed_login_is_written_even_if_nobody_waits_any_more() {
     let world = World::new();
     world.server.confirm_after(0);
     let pending = pending(&world).await;
+    world.server.set_latency(Duration::from_secs(10));
     let waiting = tokio::spawn(pending.wait());
     while world.server.received(Endpoint::Keys) == 0 {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        if world.server.received(Endpoint::Token) == 1 {
-            waiting.abort();
-        }
     }
+    waiting.abort();
+    assert!(waiting.await.unwrap_err().is_cancelled() && !world.path().exists());
     settled().await;
     assert!(world.path().exists());
 }

@@ -93,7 +93,7 @@ async fn no_proxy_keeps_a_host_from_the_proxy() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_an_unknown_issuer_ends_it_before_the_token_is_sent() {
+async fn no_token_is_sent_to_a_certificate_of_an_unknown_issuer() {
     let (world, proxy) = world().await;
     let other = rcgen::generate_simple_self_signed(["auth.fal.ai".to_owned()]).unwrap().cert.pem();
     let roots = world.home.path().join("other.pem");
@@ -105,7 +105,7 @@ async fn a_certificate_of_an_unknown_issuer_ends_it_before_the_token_is_sent() {
 }
 
 #[tokio::test]
-async fn roots_that_cannot_be_read_are_an_error_that_names_the_variable() {
+async fn an_error_about_missing_roots_names_the_variable() {
     let (world, proxy) = world().await;
     let empty = world.home.path().join("empty.pem");
     std::fs::write(&empty, "").unwrap();
@@ -118,7 +118,7 @@ async fn roots_that_cannot_be_read_are_an_error_that_names_the_variable() {
 }
 
 #[tokio::test]
-async fn a_proxy_of_another_kind_is_refused_and_its_password_not_shown() {
+async fn no_error_of_a_proxy_shows_its_password() {
     let (world, proxy) = world().await;
     let roots = proxy.roots(&world);
     let roots = roots.to_str().unwrap();

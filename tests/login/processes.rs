@@ -134,7 +134,7 @@ async fn killed(mut child: Child) {
 }
 
 #[tokio::test]
-async fn a_process_killed_while_it_waits_for_a_lock_leaves_all_as_it_was() {
+async fn a_process_killed_while_it_waits_for_a_lock_changes_nothing() {
     let world = world(EXPIRED).await;
     let before = world.tokens();
     let held = fs::File::create(world.home.path().join(".portalock")).unwrap();
@@ -156,7 +156,7 @@ async fn a_process_killed_while_it_waits_for_a_lock_leaves_all_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_process_killed_while_it_asks_leaves_a_login_that_can_be_renewed() {
+async fn a_process_killed_while_it_asks_leaves_a_good_login() {
     let world = world(EXPIRED).await;
     let before = world.tokens();
     world.server.fail_next(Endpoint::Token, EndpointFailure::Hang);

@@ -132,7 +132,7 @@ async fn a_clock_that_is_an_hour_off_costs_one_renewal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_credential_costs_one_renewal_however_often_it_is_told() {
+async fn a_refused_credential_costs_one_renewal() {
     let world = World::with_access(60 * MINUTE);
     let source = world.source();
     let first = load(&source).await;
