@@ -157,7 +157,8 @@ impl CredentialStore {
 
     /// Asks for a newer credential than one that fal has refused.
     ///
-    /// If there is a newer one already, this returns at once. Otherwise all calls at the same time share one load.
+    /// If there is a newer one already, this returns at once. Otherwise all calls at the same time share one load, which
+    /// tells the source [which one was refused](crate::source::LoadReason::Refused).
     /// When that load brings the same credential, or fails, the source is not asked again during a cool-down, and
     /// calls get the same answer: 1 s at first, then twice as long with each time, at most a minute (each ±20 %).
     /// Dropping the future cancels nothing.

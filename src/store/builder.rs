@@ -105,7 +105,8 @@ impl CredentialStoreBuilder {
     }
 
     /// How long before a token expires the source is asked for the next one. Default: 5 min. It is asked up to a fifth
-    /// sooner, but never in the first half of the time that the token had left when it was loaded.
+    /// sooner, but never in the first half of the time that the token had left when it was loaded. It is told
+    /// [which one expires](crate::source::LoadReason::Expiring).
     pub fn refresh_before(mut self, window: Duration) -> Self {
         self.refresh_before = window;
         self
