@@ -9,9 +9,9 @@ use crate::{
     source::{ChainSource, EnvSource},
 };
 
-/// A profile or a login that is gone gives way to what stands behind it after this time: the next look but one at the
-/// latest. A file that is being replaced is back by then.
-const FALL_THROUGH_AFTER: Duration = Duration::from_secs(4);
+/// A profile that is gone gives way to what stands behind it after this time. A file that is being replaced is back by
+/// then. The store looks 1 s after it has missed a credential and again 2 s later, so the change shows within 12 s.
+const FALL_THROUGH_AFTER: Duration = Duration::from_secs(2);
 
 impl ChainSource {
     /// Where fal's own tools look for a credential, in their order. On a developer's machine, a program finds the one
@@ -19,14 +19,16 @@ impl ChainSource {
     ///
     /// 1. If `FAL_FORCE_AUTH_BY_USER` is exactly `1`, all keys are skipped, and only the login is left.
     /// 2. The key in `FAL_KEY`.
-    /// 3. The key of the profile in `~/.fal/config.toml`: `ProfileSource`. Only with the feature `profile`.
+    /// 3. The key of the profile in `~/.fal/config.toml`: [`ProfileSource`](crate::source::ProfileSource). Only with the
+    ///    feature `profile`.
     /// 4. The key in `FAL_KEY_ID` and `FAL_KEY_SECRET`.
     /// 5. The key in the file that `FAL_KEY_FILE` names.
-    /// 6. The login that `fal auth login` has made. Only with the feature `login`.
+    /// 6. The login that `fal auth login` has made: [`LoginSource`](crate::login::LoginSource). Only with the feature
+    ///    `login`.
     ///
     /// What is absent is skipped. What is there and broken is an error that names its place, and ends the search: a
-    /// mistake in a key must not let another account pay. A profile or a login that is removed while the program runs
-    /// gives way to what stands behind it after 4 s, as a chain that [falls through](Self::fall_through_after).
+    /// mistake in a key must not let another account pay. A profile that is removed while the program runs gives way to
+    /// what stands behind it after 2 s, as in a chain that [falls through](Self::fall_through_after).
     ///
     /// [`CredentialStore::from_default`] makes a store of it. Without the features `profile` and `login`, it is
     /// [`EnvSource::all`] with the errors of a chain. With `FAL_FORCE_AUTH_BY_USER=1` and without the feature `login`, it
