@@ -79,13 +79,16 @@ async fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    match whoami(&arguments).await {
+    let code = match whoami(&arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             println!("{}", json!({ "error": report(&*error) }));
             ExitCode::FAILURE
         }
-    }
+    };
+    // A login that is being renewed would be lost.
+    tower_fal::login::settled().await;
+    code
 }
 
 async fn whoami(arguments: &Arguments) -> Result<(), BoxError> {
