@@ -3,7 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `env.json` | the variables of the process, and no others but `HOME` (see below) |
-//! | `home/` | the files in the home directory; none if it is not there |
+//! | `home/` | the files in the home directory, where the process runs; none if it is not there |
 //! | `http.json` | what fal's hosts see, in order, and what they answer; nobody is called if it is not there |
 //! | `expected.json` | `arguments` of `whoami`; the line that it prints, with `value` in place of `value_sha256`, or the parts of its `error` |
 //! | `after/` | the files in the home directory that are different afterwards |
@@ -85,7 +85,7 @@ async fn run(case: &Path) -> Result<(), String> {
     let address = network.address.to_string();
     let filled = |text: &str| text.replace("{home}", home.to_str().unwrap()).replace("{network}", &address);
     let mut command = example("whoami");
-    command.env_clear().args(&expected.arguments).current_dir(directory.path());
+    command.env_clear().args(&expected.arguments).current_dir(&home);
     command.env("HOME", &home).env("HTTPS_PROXY", format!("http://{address}")).env("SSL_CERT_FILE", &roots);
     for (name, value) in &variables {
         match value {
@@ -183,5 +183,5 @@ fn files(directory: &Path) -> Files {
 
 /// Locks stay where they are: whoever removes one breaks it for those who wait for it.
 fn is_lock(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "lock")
+    path.file_name().is_some_and(|name| name == ".tower-fal.lock" || name == ".portalock")
 }
