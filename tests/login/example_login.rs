@@ -17,6 +17,7 @@ use tower_fal::mock::{Endpoint, MockAuthorization};
 
 use crate::{
     example::example,
+    proxy::Proxy,
     support::{MINUTE, World},
 };
 
@@ -109,14 +110,20 @@ async fn a_login_that_is_not_allowed_is_one_line() {
     assert!(!world.path().exists());
 }
 
+/// Ctrl-c.
+#[cfg(unix)]
+fn interrupt(child: &Child) {
+    let id = rustix::process::Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn ctrl_c_ends_a_login_with_one_line() {
     let world = world().await;
     let mut child = login(&world, &["--no-browser"]).spawn().unwrap();
     url(&mut child).await;
-    let id = rustix::process::Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
-    rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+    interrupt(&child);
     assert!(failure(&child.wait_with_output().await.unwrap()).starts_with("interrupted"));
     world.server.confirm();
     assert!(!world.path().exists());
@@ -133,4 +140,27 @@ async fn options_that_do_nothing_are_refused() {
         assert_eq!(login(&world, arguments).output().await.unwrap().status.code(), Some(2));
     }
     assert_eq!(world.server.received(Endpoint::DeviceCode), 0);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn ctrl_c_of_whoami_loses_no_renewal() {
+    let world = world().await;
+    let proxy = Proxy::start(&world.server).await;
+    world.write(world.server.log_in());
+    world.server.set_latency(Duration::from_secs(1));
+    let mut command = example("whoami");
+    of_home(&mut command, world.home.path());
+    command
+        .env("FAL_FORCE_AUTH_BY_USER", "1")
+        .env("HTTPS_PROXY", proxy.url())
+        .env("SSL_CERT_FILE", proxy.roots(&world));
+    let child = command.spawn().unwrap();
+    while world.server.refreshes() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    interrupt(&child);
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "{\"error\":\"interrupted\"}\n");
+    assert_eq!(world.tokens().len(), 2);
 }

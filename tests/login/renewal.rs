@@ -1,4 +1,8 @@
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    sync::{Arc, LazyLock, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -368,4 +372,55 @@ async fn a_spent_token_whose_answer_is_lost_ends_the_login() {
     let error = source.load().await.unwrap_err();
     assert!(report(&error).contains("run `fal auth login`"), "{}", report(&error));
     assert_eq!(world.server.reuses(), 1);
+}
+
+/// What is logged, as one text.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn start(&self) -> tracing::subscriber::DefaultGuard {
+        // With one dispatcher alone, another test's thread, which has none, could switch an event off for all.
+        static SECOND: LazyLock<tracing::Dispatch> =
+            LazyLock::new(|| tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(std::io::sink).finish()));
+        LazyLock::force(&SECOND);
+        let log = self.clone();
+        let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);
+        tracing::subscriber::set_default(subscriber.with_writer(move || log.clone()).finish())
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(text)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_fails_is_logged_while_the_token_is_good() {
+    let log = Log::default();
+    let _guard = log.start();
+    let world = World::with_access(EXPIRED);
+    world.server.set_token_life(10 * MINUTE);
+    let source = world.source();
+    load(&source).await;
+    world.server.fail(Endpoint::Token, EndpointFailure::Error(StatusCode::FORBIDDEN, "said-by-the-mock"));
+    tokio::time::sleep(6 * MINUTE).await;
+    for _ in 0..3 {
+        load(&source).await;
+    }
+    let text = log.text();
+    assert_eq!(text.matches("WARN").count(), 1, "{text}");
+    assert!(text.contains("the fal login could not be renewed") && text.contains("failures=1"), "{text}");
+    for secret in world.tokens().iter().map(String::as_str).chain(["said-by-the-mock", "\u{1b}"]) {
+        assert!(!text.contains(secret), "{text}");
+    }
 }
