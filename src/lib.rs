@@ -118,11 +118,17 @@
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod __fuzz;
+#[cfg(any(feature = "proxy", feature = "realtime"))]
+#[allow(dead_code)] // the proxy uses all of it
+mod answer;
 #[doc(alias = "inject", alias = "bring your own key")]
 pub mod auth;
 #[cfg(feature = "axum")]
 pub mod axum;
 mod backoff;
+#[cfg(any(feature = "proxy", feature = "realtime"))]
+#[doc(alias = "authentication", alias = "login")]
+pub mod caller;
 #[cfg(feature = "client")]
 pub mod client;
 #[doc(alias = "api key", alias = "token", alias = "zeroize")]
@@ -130,6 +136,9 @@ pub mod credential;
 mod default_chain;
 #[cfg(doc)]
 pub mod docs;
+#[cfg(any(feature = "proxy", feature = "realtime"))]
+#[allow(dead_code)] // the proxy uses all of it
+mod endpoint;
 #[doc(alias = "401", alias = "403", alias = "unauthorized", alias = "forbidden")]
 #[doc(alias = "balance", alias = "billing", alias = "locked")]
 pub mod error;
@@ -150,6 +159,9 @@ pub mod login;
 pub mod mock;
 #[doc(alias = "allow list", alias = "allowlist", alias = "host", alias = "redirect")]
 pub mod origin;
+#[cfg(any(feature = "proxy", feature = "realtime"))]
+#[allow(dead_code)] // the proxy uses all of it
+mod pattern;
 #[cfg(feature = "proxy")]
 #[doc(alias = "browser", alias = "server proxy")]
 pub mod proxy;

@@ -1,0 +1,106 @@
+//! Endpoints of fal, such as `fal-ai/flux/dev`, and lists of them.
+
+use std::sync::Arc;
+
+use crate::pattern::{InvalidPattern, Segments};
+
+/// What stands before the owner in the ids of some endpoints.
+///
+/// Source: `@fal-ai/client` 1.10.1 (`utils.ts`).
+const NAMESPACES: [&str; 2] = ["workflows", "comfy"];
+
+/// The patterns of the endpoints that may be used. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Endpoints(Arc<[Segments]>);
+
+impl Endpoints {
+    /// Reads patterns such as `fal-ai/flux/**`.
+    pub(crate) fn parse<T: AsRef<str>>(patterns: impl IntoIterator<Item = T>) -> Result<Self, InvalidPattern> {
+        let parse = |pattern: T| Segments::parse(pattern.as_ref(), '/');
+        patterns.into_iter().map(parse).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The same and one more.
+    pub(crate) fn and(&self, pattern: &str) -> Result<Self, InvalidPattern> {
+        let more = Self::parse([pattern])?;
+        Ok(Self(self.0.iter().chain(&*more.0).cloned().collect()))
+    }
+
+    /// Whether an endpoint is in the list. Its own `/stream` is part of an endpoint, as that is where the official
+    /// `fal.stream(id)` goes.
+    pub(crate) fn covers(&self, endpoint: &str) -> bool {
+        let endpoint = endpoint.strip_suffix('/').unwrap_or(endpoint);
+        let without_stream = endpoint.strip_suffix("/stream");
+        self.0.iter().any(|pattern| {
+            pattern.matches(endpoint, b'/') || without_stream.is_some_and(|endpoint| pattern.matches(endpoint, b'/'))
+        })
+    }
+
+    /// Whether any endpoint in the list is one of this app's, such as `fal-ai/flux`.
+    pub(crate) fn covers_app(&self, app: &str) -> bool {
+        self.0.iter().any(|pattern| pattern.matches_start(app, b'/'))
+    }
+}
+
+/// The app of an endpoint and what follows it: `fal-ai/flux` and `dev` of `fal-ai/flux/dev`. The ids of workflows have one
+/// segment more.
+pub(crate) fn split_app(path: &str) -> Option<(&str, Option<&str>)> {
+    let first = path.split('/').next()?;
+    let segments = if NAMESPACES.contains(&first) { 3 } else { 2 };
+    match path.match_indices('/').nth(segments - 1) {
+        Some((end, _)) => Some((&path[..end], Some(&path[end + 1..]))),
+        None => (path.matches('/').count() == segments - 1).then_some((path, None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_covers_its_endpoints_and_their_streams() {
+        let endpoints = Endpoints::parse(["fal-ai/flux/dev", "acme/*"]).unwrap();
+        for endpoint in ["fal-ai/flux/dev", "fal-ai/flux/dev/", "fal-ai/flux/dev/stream", "acme/x", "acme/x/stream"] {
+            assert!(endpoints.covers(endpoint), "{endpoint}");
+        }
+        for endpoint in ["fal-ai/flux", "fal-ai/flux/stream", "fal-ai/flux/dev/other", "acme", "acme/x/y", "stream", ""]
+        {
+            assert!(!endpoints.covers(endpoint), "{endpoint}");
+        }
+        assert!(!Endpoints::default().covers("fal-ai/flux"));
+    }
+
+    #[test]
+    fn an_app_is_covered_by_any_of_its_endpoints() {
+        let endpoints = Endpoints::parse(["fal-ai/flux/dev", "workflows/acme/cats/**", "acme/**"]).unwrap();
+        for app in ["fal-ai/flux", "workflows/acme/cats", "acme/anything"] {
+            assert!(endpoints.covers_app(app), "{app}");
+        }
+        for app in ["fal-ai/other", "workflows/acme/dogs", "fal-ai/flux2"] {
+            assert!(!endpoints.covers_app(app), "{app}");
+        }
+    }
+
+    #[test]
+    fn an_app_has_two_segments_and_that_of_a_workflow_three() {
+        for (path, split) in [
+            ("fal-ai/flux", Some(("fal-ai/flux", None))),
+            ("fal-ai/flux/dev/x", Some(("fal-ai/flux", Some("dev/x")))),
+            ("fal-ai/flux/", Some(("fal-ai/flux", Some("")))),
+            ("workflows/acme/cats/requests/1", Some(("workflows/acme/cats", Some("requests/1")))),
+            ("comfy/acme/cats", Some(("comfy/acme/cats", None))),
+            ("comfy/acme", None),
+            ("json", None),
+            ("", None),
+        ] {
+            assert_eq!(split_app(path), split, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_names_no_endpoint_is_refused() {
+        for pattern in ["", "/fal-ai/flux", "fal-ai//flux", "fal-ai/flux**"] {
+            assert!(Endpoints::parse([pattern]).is_err(), "{pattern}");
+        }
+    }
+}
