@@ -124,20 +124,28 @@
 //! | request | answer |
 //! |---|---|
 //! | run: any method on `/{owner}/{app}` and below | what the test [set](MockFal::answer), or `{"images":[],"seed":0,"path":"/owner/app","bytes":18,"prompt":"a cat"}`: the path without its query, the length of the body, and the `prompt` of a JSON body of at most 64 KiB, if it has one |
-//! | run: `POST /{owner}/{app}/stream`, or `…/stream` further below | `text/event-stream` of three events, `data: {…}`: each is what a run answers, with its number, `"event":0`. The test may [hold them back](MockFal::hold_events_after) |
+//! | run: `POST` or `GET /{owner}/{app}/stream`, or `…/stream` further below | `text/event-stream` of three events, `data: {…}`: each is what a run answers, with its number, `"event":0`. The test may [hold them back](MockFal::hold_events_after) |
 //! | queue: `POST /{owner}/{app}` and below | `{"status":"IN_QUEUE","request_id":…,"queue_position":0,"response_url":…,"status_url":…,"cancel_url":…}` |
-//! | queue: `GET /{owner}/{app}/requests/{id}/status` | the same, with `IN_QUEUE` at the first poll, `IN_PROGRESS` at the second and `COMPLETED` [from the third on](MockFal::polls_until_completed). After the first poll, `logs` takes the place of `queue_position`. A job that [failed](Failure::Job) or was cancelled is `COMPLETED` with `error` and `error_type` |
+//! | queue: `GET /{owner}/{app}/requests/{id}/status` | the same, with `IN_QUEUE` at the first poll, `IN_PROGRESS` at the second and `COMPLETED` [from the third on](MockFal::polls_until_completed). After the first poll, `logs` takes the place of `queue_position`. A job that [failed](Failure::Job) or was cancelled is `COMPLETED` with `error` and `error_type`. With `?logs=1`, `logs` holds a line for each poll after the first, at most the last 100 |
+//! | queue: `GET /{owner}/{app}/requests/{id}/status/stream` | `text/event-stream`, until the job is completed. Each event is a poll of the status, and its `logs` has the new line only. The test may [hold events back](MockFal::hold_events_after) |
 //! | queue: `GET /{owner}/{app}/requests/{id}` | what a run would have answered. The status need not be polled before |
 //! | queue: `PUT /{owner}/{app}/requests/{id}/cancel` | 202 `{"status":"CANCELLATION_REQUESTED"}`, and the result becomes 499 `client_cancelled`; or 400 `{"status":"ALREADY_COMPLETED"}` once a poll found it `COMPLETED` or the result was fetched |
 //! | queue: status, result or cancel of an unknown id | 404 `{"status":"NOT_FOUND"}`, also without any credential |
 //! | run: a WebSocket handshake on `/{owner}/{app}` and below, usually `…/realtime` | [the realtime protocol](#websockets) |
 //! | ws: a WebSocket handshake on `/{owner}/{app}` and below | [HTTP over a WebSocket](#websockets) |
-//! | rest: `POST /storage/upload/initiate` | `{"upload_url":"HOST/upload/{id}?signature=…","file_url":"HOST/files/{id}"}`, on an origin of their own |
-//! | storage: `PUT /upload/…` | `{"images":[],…}` as above. It needs no credential, and takes any: [`received`](MockFal::received) says whether there was one. The file is not stored |
+//! | rest: `POST /tokens/` with `{"allowed_apps":["flux"],"token_expiration":120}` | a [realtime token](#realtime-tokens) for the app of each alias, as a JSON string |
+//! | rest: `POST /tokens/realtime` with `{"allowed_apps":["fal-ai/flux/realtime"],"duration":120}` | one for exactly these paths: `{"token":…}`. With `"app"` and one path in the place of `"allowed_apps"`, it is a JSON string |
+//! | rest: `POST /storage/upload/initiate`, or `…/initiate-multipart` | `{"upload_url":"HOST/upload/{id}?signature=…","file_url":"HOST/files/{id}"}`, on an origin of their own |
+//! | storage: `PUT /upload/{id}/{n}`, a part of an upload that was begun as `initiate-multipart` | `{"partNumber":n,"etag":…}` |
+//! | storage: `POST /upload/{id}/complete` with `{"parts":[{"partNumber":n,"etag":…}]}` | `{"ok":true}`, or 400 if these are not the parts that have arrived |
+//! | storage: any other `PUT /upload/…` | `{"images":[],…}` as above. It needs no credential, and takes any: [`received`](MockFal::received) says whether there was one. The file is not stored |
 //! | rest, api: any other method and path | `{"images":[],…}` as above |
 //!
-//! An answer of an application, which includes the result of a job, has the headers `x-fal-served-from` and
-//! `x-fal-billable-units`, unless the test [leaves them out](Answer::without_runner_headers).
+//! Before `{owner}/{app}` there may be `workflows/` or `comfy/`, which belongs to the id of the endpoint. A page of any
+//! origin may upload to the storage, whose answers allow that (CORS); the other hosts say nothing about it.
+//!
+//! An answer of an application, which includes the result of a job, has the headers `x-fal-served-from`,
+//! `x-fal-billable-units` and `x-fal-cdn-token`, unless the test [leaves them out](Answer::without_runner_headers).
 //!
 //! | status | `detail` | when |
 //! |---|---|---|
@@ -167,15 +175,25 @@
 //! | [ws](MockFal::ws_url) | any | `{"type":"start","request_id":…,"status":200,"headers":{…}}`, the body of the response, `{"type":"end","request_id":…,"status":200,"time_to_first_byte_seconds":…}` |
 //! | ws, on `…/stream` | any | the same, and each event of the stream is a message |
 //!
-//! A realtime token is valid if it was [accepted](MockFal::accept) as a bearer. If there is an `authorization` header
-//! as well, only that counts. An open socket stays open, whatever happens to its credential.
+//! An open socket stays open, whatever happens to its credential.
+//!
+//! # Realtime tokens
+//! A token is valid for a handshake on the run host, and for a stream there, if it was minted for this app (or path) and
+//! its life has not ended. It is also valid, for any app, if it was [accepted](MockFal::accept) as a bearer. If there is
+//! an `authorization` header as well, only that counts. The life of a token is counted by Tokio's clock, which a test can
+//! stop; the `exp` in it is of the system's clock.
+//!
+//! For a token, fal wants an alias at `/tokens/` and a whole path at `/tokens/realtime`: the other one is 403
+//! `Forbidden`. Without a list of apps, or without a life between a second and a day, the answer is 422.
 //!
 //! # Sources
 //! The texts are those in fal's documentation, its clients, and reports of its users; the messages of WebSockets are
 //! those of its documentation and clients. The following have no such source: the words after "Authentication is
 //! required" and after "Insufficient permissions", the answer to a JWT that can be decoded and is not valid, the
 //! `detail` of failures, the `error` of a job, what becomes of a cancelled job, how a handshake with a bad *key* is
-//! answered, when fal closes a socket and with which code, and what becomes of an open one when its key is revoked.
+//! answered, when fal closes a socket and with which code, what becomes of an open one when its key is revoked, the
+//! answers to a wrong request for a token and to a stream with a token that is not valid, and the answers of the storage
+//! beyond `partNumber` and `etag`.
 //!
 //! More than one `authorization` header is never valid. A body that is cut off before its end is answered with 400, if
 //! the client is still there.
@@ -199,7 +217,9 @@ mod server;
 mod shared;
 mod socket;
 mod state;
+mod storage;
 mod target;
+mod token;
 mod upload;
 
 use std::{

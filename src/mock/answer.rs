@@ -4,7 +4,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 
-use super::failure::{ErrorType, Failure};
+use super::{
+    failure::{ErrorType, Failure},
+    job::Follow,
+};
 
 /// The header that names the runner which served a request.
 const SERVED_FROM: HeaderName = HeaderName::from_static("x-fal-served-from");
@@ -12,10 +15,13 @@ const SERVED_FROM: HeaderName = HeaderName::from_static("x-fal-served-from");
 /// The header that says how much a request costs.
 const BILLABLE_UNITS: HeaderName = HeaderName::from_static("x-fal-billable-units");
 
+/// The header with a token for fal's storage, which whoever holds it may use: a secret in an answer.
+const CDN_TOKEN: HeaderName = HeaderName::from_static("x-fal-cdn-token");
+
 /// What an application answers: a status, headers and a body. [`MockFal::answer`](super::MockFal::answer) takes it.
 ///
-/// A new one is the answer of a runner of fal's: 200, with the headers `x-fal-served-from` and `x-fal-billable-units`.
-/// Every answer also gets `x-fal-request-id` when it is sent.
+/// A new one is the answer of a runner of fal's: 200, with the headers `x-fal-served-from`, `x-fal-billable-units` and
+/// `x-fal-cdn-token`. Every answer also gets `x-fal-request-id` when it is sent.
 ///
 /// ```
 /// use http::StatusCode;
@@ -43,6 +49,8 @@ pub(super) enum Content {
     Json(Value),
     /// Each event of a stream is this value.
     Events(Value),
+    /// Each event of a stream is a status of this job.
+    Statuses(Follow),
     Bytes(Bytes),
 }
 
@@ -82,12 +90,13 @@ impl Answer {
         self
     }
 
-    /// Removes `x-fal-served-from` and `x-fal-billable-units`, so that nothing says that a runner gave the answer. A
-    /// gateway in front of the application answers like this.
+    /// Removes `x-fal-served-from`, `x-fal-billable-units` and `x-fal-cdn-token`, so that nothing says that a runner gave
+    /// the answer. A gateway in front of the application answers like this.
     #[must_use]
     pub fn without_runner_headers(mut self) -> Self {
         self.headers.remove(SERVED_FROM);
         self.headers.remove(BILLABLE_UNITS);
+        self.headers.remove(CDN_TOKEN);
         self
     }
 
@@ -105,7 +114,9 @@ impl Answer {
     }
 
     fn by_a_runner(self) -> Self {
-        self.with(SERVED_FROM, HeaderValue::from_static("00000000-0000-4000-9000-000000000001")).with(BILLABLE_UNITS, 1)
+        self.with(SERVED_FROM, HeaderValue::from_static("00000000-0000-4000-9000-000000000001"))
+            .with(BILLABLE_UNITS, 1)
+            .with(CDN_TOKEN, HeaderValue::from_static("cdn-token-of-the-mock"))
     }
 
     pub(super) fn ok(body: Value) -> Self {
@@ -119,6 +130,22 @@ impl Answer {
 
     pub(super) fn detail(status: StatusCode, detail: impl Into<String>) -> Self {
         Self::with_json(status, json!({ "detail": detail.into() }))
+    }
+
+    /// What the client sent does not fit, for one reason.
+    pub(super) fn unprocessable(reason: Value) -> Self {
+        Self::with_json(StatusCode::UNPROCESSABLE_ENTITY, json!({ "detail": [reason] }))
+    }
+
+    /// The statuses of a job as a stream.
+    pub(super) fn statuses(job: Follow) -> Self {
+        Self::new(StatusCode::OK, Content::Statuses(job))
+            .with(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"))
+    }
+
+    /// Yes to a browser's question. The headers of an answer of the storage say to what.
+    pub(super) fn preflight() -> Self {
+        Self::new(StatusCode::NO_CONTENT, Content::Nothing)
     }
 
     /// An answer of the queue that consists of a status of its own.

@@ -9,20 +9,21 @@ use http::{
     request::Parts,
 };
 use hyper::body::{Body as _, Incoming};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
-    answer::{Answer, words},
+    answer::Answer,
     application::{MAX_PARSED, output, run},
     connection::Connection,
     failure::{Failure, Point},
-    job::Stage,
+    job::{Follow, Lines, Stage},
     received::Received,
-    refusal::{credentials, refusal},
+    refusal::{Credentials, refusal},
     request_id::request_id,
     send::{Body, response},
     socket::{self, Protocol, Socket},
     state::State,
+    storage,
     target::{Call, Host, Target, UPLOADS, authority},
     upload::{self, Upload},
 };
@@ -41,11 +42,12 @@ pub(super) async fn handle(
     let upgrade = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
     let target = Target::of(&head, &connection.plays);
-    let credentials = credentials(&head, target.as_ref().ok());
+    let credentials = Credentials::of(&head, target.as_ref().ok());
+    let is_storage = target.as_ref().is_ok_and(|target| target.host == Host::Storage);
     let shared = &connection.shared;
     let (number, next, latency, closes, keep_content) = {
         let mut state = shared.state();
-        let number = log(&mut state, &head, &credentials);
+        let number = log(&mut state, &head, &credentials, target.as_ref().ok());
         let next = decide(&mut state, &head, target, &credentials, connection);
         (number, next, state.latency, state.close_on_refusal, state.keep_content)
     };
@@ -73,9 +75,8 @@ pub(super) async fn handle(
             let kept = if keep_content { MAX_KEPT } else { MAX_PARSED };
             match upload::read(body, kept, u64::MAX).await {
                 Some(upload) => {
-                    let output = output(target.path, upload.length, &upload.start);
-                    log_body(upload, number, keep_content, connection);
-                    perform(target, output, &head, number, connection)
+                    log_body(&upload, number, keep_content, connection);
+                    perform(target, &upload, &head, number, connection)
                 }
                 None => Answer::body_cut_off(),
             }
@@ -87,6 +88,9 @@ pub(super) async fn handle(
     }
     shared.state().log.add_status(number, answer.status);
     let mut response = response(answer, number, connection);
+    if is_storage {
+        storage::allow_every_origin(response.headers_mut());
+    }
     // HTTP/2 has no such header.
     if close && head.version < Version::HTTP_2 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -95,13 +99,13 @@ pub(super) async fn handle(
 }
 
 /// Logs that a request has arrived, and returns its number.
-fn log(state: &mut State, head: &Parts, credentials: &[HeaderValue]) -> u64 {
+fn log(state: &mut State, head: &Parts, credentials: &Credentials, target: Option<&Target<'_>>) -> u64 {
     let mut received = Received {
         method: head.method.clone(),
         host: authority(head).to_owned(),
         path: head.uri.path().to_owned(),
         version: head.version,
-        presented: state.presented(credentials),
+        presented: state.presented(credentials, target),
         status: None,
         query: None,
         headers: HeaderMap::new(),
@@ -117,8 +121,8 @@ fn log(state: &mut State, head: &Parts, credentials: &[HeaderValue]) -> u64 {
 }
 
 /// Logs that the body of a request has arrived.
-fn log_body(upload: Upload, number: u64, keep_content: bool, connection: &Connection) {
-    let body = keep_content.then(|| Bytes::from(upload.start));
+fn log_body(upload: &Upload, number: u64, keep_content: bool, connection: &Connection) {
+    let body = keep_content.then(|| Bytes::copy_from_slice(&upload.start));
     connection.shared.state().log.add_body(number, upload.length, body);
 }
 
@@ -128,13 +132,13 @@ fn log_body(upload: Upload, number: u64, keep_content: bool, connection: &Connec
 /// When it reads on without end, anybody can keep it busy.
 fn read_on(body: Incoming, number: u64, keep_content: bool, connection: &Arc<Connection>) {
     if body.is_end_stream() {
-        return log_body(Upload::default(), number, keep_content, connection);
+        return log_body(&Upload::default(), number, keep_content, connection);
     }
     let kept = if keep_content { MAX_KEPT } else { 0 };
     let connection = Arc::clone(connection);
     connection.tasks.clone().spawn(async move {
         if let Some(upload) = upload::read(body, kept, MAX_READ_ON).await {
-            log_body(upload, number, keep_content, &connection);
+            log_body(&upload, number, keep_content, &connection);
         }
     });
 }
@@ -154,7 +158,7 @@ fn decide<'a>(
     state: &mut State,
     head: &Parts,
     target: Result<Target<'a>, &str>,
-    credentials: &[HeaderValue],
+    credentials: &Credentials,
     connection: &Connection,
 ) -> Next<'a> {
     let path = target.as_ref().map_or_else(|path| *path, |target| target.path);
@@ -168,9 +172,8 @@ fn decide<'a>(
     let refusal = refusal(state, &target, credentials);
     if target.call == Call::Connect {
         // fal checks a realtime token only after the socket is open.
-        let by_token = !credentials.is_empty() && !head.headers.contains_key(AUTHORIZATION);
         return match (refusal, socket::handshake(head)) {
-            (Some(refusal), Ok(headers)) if by_token && refusal.status == StatusCode::UNAUTHORIZED => {
+            (Some(refusal), Ok(headers)) if credentials.are_a_token && refusal.status == StatusCode::UNAUTHORIZED => {
                 Next::Connect(headers, Protocol::Refusal, target.path)
             }
             (Some(refusal), _) => Next::Answer(refusal),
@@ -182,15 +185,20 @@ fn decide<'a>(
     if let Some(refusal) = refusal {
         return Next::Answer(refusal);
     }
-    let (Call::Status(id) | Call::Result(id) | Call::Cancel(id)) = target.call else { return Next::Perform(target) };
+    let (Call::Status(id) | Call::StatusStream(id) | Call::Result(id) | Call::Cancel(id)) = target.call else {
+        return Next::Perform(target);
+    };
     let Some(job) = state.job(&target.app, id) else {
         return Next::Answer(Answer::queue(StatusCode::NOT_FOUND, "NOT_FOUND"));
     };
     Next::Answer(match target.call {
         Call::Status(_) => {
+            let follow = follow(id, &target.app, head, connection);
             let stage = job.poll();
-            queued(id, &target.app, stage, head, connection)
+            let logs = job.logs(if follow.with_logs { Lines::All } else { Lines::None });
+            Answer::ok(follow.status(stage, logs))
         }
+        Call::StatusStream(_) => Answer::statuses(follow(id, &target.app, head, connection)),
         Call::Cancel(_) if job.cancel() => Answer::queue(StatusCode::ACCEPTED, "CANCELLATION_REQUESTED"),
         Call::Cancel(_) => Answer::queue(StatusCode::BAD_REQUEST, "ALREADY_COMPLETED"),
         _ => job.result(),
@@ -198,54 +206,41 @@ fn decide<'a>(
 }
 
 /// Carries out a request whose whole body has arrived.
-fn perform(target: Target<'_>, output: Value, head: &Parts, number: u64, connection: &Connection) -> Answer {
+fn perform(target: Target<'_>, upload: &Upload, head: &Parts, number: u64, connection: &Connection) -> Answer {
+    let output = output(target.path, upload.length, &upload.start);
+    let state = || connection.shared.state();
     match target.call {
         Call::Run => run(target.path, output, connection),
         Call::Stream => run(target.path, output, connection).streamed(),
         Call::Submit => {
-            let answer = queued(&request_id(number), &target.app, Stage::Queued, head, connection);
-            let failure = connection.shared.state().next_failure(target.path, Point::Queue);
+            let follow = follow(&request_id(number), &target.app, head, connection);
+            let failure = state().next_failure(target.path, Point::Queue);
             let outcome = match failure {
                 Some(Failure::Job(error)) => Err(error),
                 _ => Ok(run(target.path, output, connection)),
             };
-            connection.shared.state().submit(number, target.app, outcome);
-            answer
+            state().submit(number, target.app, outcome);
+            Answer::ok(follow.status(Stage::Queued, Vec::new()))
         }
+        Call::Mint(form) => state().tokens.mint(form, &upload.start),
         Call::Initiate => initiated(number, head, connection),
+        Call::InitiateParts => {
+            state().parts.begin(number);
+            initiated(number, head, connection)
+        }
+        Call::Part(id, part) => state().parts.add(id, part, upload.length),
+        Call::Complete(id) => state().parts.complete(id, &upload.start),
+        Call::Preflight => Answer::preflight(),
         _ => Answer::ok(output),
     }
 }
 
-/// The stage of a job, and the URLs for its status, its result and its cancellation.
-fn queued(id: &str, app: &str, stage: Stage, head: &Parts, connection: &Connection) -> Answer {
-    let path = format!("/{app}/requests/{id}");
-    let url = connection.url(head, Host::Queue, &path);
-    let mut body = json!({
-        "request_id": id,
-        "response_url": url,
-        "status_url": format!("{url}/status"),
-        "cancel_url": format!("{url}/cancel"),
-    });
-    body["status"] = match stage {
-        Stage::Queued => {
-            body["queue_position"] = 0.into();
-            "IN_QUEUE".into()
-        }
-        Stage::InProgress => {
-            body["logs"] = Value::Null;
-            "IN_PROGRESS".into()
-        }
-        Stage::Completed(error) => {
-            body["logs"] = Value::Null;
-            if let Some(error) = error {
-                body["error"] = words(error.as_str()).into();
-                body["error_type"] = error.as_str().into();
-            }
-            "COMPLETED".into()
-        }
-    };
-    Answer::ok(body)
+/// A job as the client that sent this request follows it.
+fn follow(id: &str, app: &str, head: &Parts, connection: &Connection) -> Follow {
+    let url = connection.url(head, Host::Queue, &format!("/{app}/requests/{id}"));
+    let with_logs =
+        head.uri.query().is_some_and(|query| query.split('&').any(|pair| matches!(pair, "logs=1" | "logs=true")));
+    Follow { app: app.to_owned(), id: id.to_owned(), url, with_logs }
 }
 
 /// The URLs for the upload of a file and for the file.

@@ -11,31 +11,45 @@ use super::{
 };
 use crate::credential::Credential;
 
-/// The credentials of a request: its `authorization` headers, or its realtime token as the bearer that it is.
-pub(super) fn credentials(head: &Parts, target: Option<&Target<'_>>) -> Vec<HeaderValue> {
-    let headers: Vec<_> = head.headers.get_all(AUTHORIZATION).iter().cloned().collect();
-    let is_realtime = target.is_some_and(|target| target.host == Host::Run && target.call == Call::Connect);
-    if !headers.is_empty() || !is_realtime {
-        return headers;
+/// The credentials of a request.
+pub(super) struct Credentials {
+    /// Its `authorization` headers, or its realtime token as the bearer that it is.
+    pub(super) values: Vec<HeaderValue>,
+    /// Whether they are a realtime token.
+    pub(super) are_a_token: bool,
+}
+
+impl Credentials {
+    pub(super) fn of(head: &Parts, target: Option<&Target<'_>>) -> Self {
+        let values: Vec<_> = head.headers.get_all(AUTHORIZATION).iter().cloned().collect();
+        let takes_a_token = target
+            .is_some_and(|target| target.host == Host::Run && matches!(target.call, Call::Connect | Call::Stream));
+        if !values.is_empty() || !takes_a_token {
+            return Self { values, are_a_token: false };
+        }
+        let query = head.uri.query().unwrap_or_default();
+        let token = query.split('&').find_map(|pair| pair.strip_prefix("fal_jwt_token="));
+        // The copy that this makes is wiped on drop.
+        let bearer = token.and_then(|token| Credential::bearer(token).ok());
+        Self {
+            are_a_token: bearer.is_some(),
+            values: bearer.map(|bearer| bearer.header().clone()).into_iter().collect(),
+        }
     }
-    let query = head.uri.query().unwrap_or_default();
-    let token = query.split('&').find_map(|pair| pair.strip_prefix("fal_jwt_token="));
-    // The copy that this makes is wiped on drop.
-    token.and_then(|token| Credential::bearer(token).ok()).map(|token| token.header().clone()).into_iter().collect()
 }
 
 /// The refusal of a request, unless it has a valid credential or needs none.
-pub(super) fn refusal(state: &mut State, target: &Target<'_>, credentials: &[HeaderValue]) -> Option<Answer> {
-    if target.call == Call::Upload {
-        // Its URL is signed, and needs no credential.
+pub(super) fn refusal(state: &mut State, target: &Target<'_>, credentials: &Credentials) -> Option<Answer> {
+    if target.host == Host::Storage {
+        // Its URLs are signed, and need no credential.
         return None;
     }
     let looks_at = match target.call {
-        Call::Status(id) | Call::Result(id) | Call::Cancel(id) => Some(id),
+        Call::Status(id) | Call::StatusStream(id) | Call::Result(id) | Call::Cancel(id) => Some(id),
         _ => None,
     };
-    if let Some(grant) = state.granted(credentials) {
-        if !grant.permitted {
+    if let Some(granted) = state.granted(credentials, Some(target)) {
+        if !granted.permitted {
             return Some(match target.host {
                 Host::Platform => Answer::platform_api(StatusCode::FORBIDDEN, "Access denied"),
                 _ => Answer::detail(StatusCode::FORBIDDEN, "Insufficient permissions"),
@@ -45,7 +59,7 @@ pub(super) fn refusal(state: &mut State, target: &Target<'_>, credentials: &[Hea
         let reason = state.lock.filter(|_| looks_at.is_none())?.as_str();
         return Some(Answer::detail(StatusCode::FORBIDDEN, format!("User is locked. Reason: {reason}.")));
     }
-    let authorization = credentials.first();
+    let authorization = credentials.values.first();
     if let (None, Some(id)) = (authorization, looks_at) {
         // fal looks for the job before it asks for a key, so without a key an unknown id is just unknown.
         state.job(&target.app, id)?;

@@ -290,6 +290,91 @@ mod tests {
         assert!(!format!("{:?}", fal.received()).contains(TOKEN));
     }
 
+    /// Asks for a token as a client does.
+    async fn mint(fal: &MockFal, path: &str, body: Value) -> String {
+        let mut stream = TcpStream::connect(fal.rest_url("").authority().unwrap().as_str()).await.unwrap();
+        let body = body.to_string();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Key id:secret\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        match serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap() {
+            Value::String(token) => token,
+            token => token["token"].as_str().unwrap().to_owned(),
+        }
+    }
+
+    /// Whether a socket to this path opens for this token, or is refused within.
+    async fn admits(fal: &MockFal, path: &str, token: &str) -> bool {
+        let mut socket = connect(fal.realtime_url(&format!("{path}?fal_jwt_token={token}")), "").await;
+        socket.send(Message::text("{}")).await.unwrap();
+        let said = next(&mut socket).await;
+        assert!(said["path"] == format!("/{path}") || said == json!({"status": "error", "error": "Unauthorized"}));
+        said.get("path").is_some()
+    }
+
+    #[tokio::test]
+    async fn a_minted_token_is_for_its_apps_alone() {
+        let (fal, _credential) = accepting("id:secret").await;
+        let by_alias =
+            mint(&fal, "/tokens/", json!({"allowed_apps": ["flux", "other"], "token_expiration": 120})).await;
+        let by_path =
+            mint(&fal, "/tokens/realtime", json!({"allowed_apps": ["fal-ai/flux/realtime"], "duration": 120}));
+        let by_path = by_path.await;
+        for (path, alias, whole) in [
+            ("fal-ai/flux/realtime", true, true),
+            ("fal-ai/flux/other", true, false),
+            ("someone/other/realtime", true, false),
+            ("workflows/fal-ai/flux/realtime", true, false),
+            ("fal-ai/sdxl/realtime", false, false),
+            ("flux/sdxl/realtime", false, false),
+        ] {
+            assert_eq!(admits(&fal, path, &by_alias).await, alias, "{path}");
+            assert_eq!(admits(&fal, path, &by_path).await, whole, "{path}");
+        }
+        // It is no bearer for anything else.
+        let bearer = format!("Bearer {by_path}");
+        assert_eq!(refused(fal.realtime_url("fal-ai/flux/realtime"), &bearer).await.0, 401);
+        assert!(!format!("{:?}", fal.received()).contains(&by_path));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_minted_token_opens_sockets_until_its_life_ends() {
+        let (fal, credential) = accepting("id:secret").await;
+        let token = mint(&fal, "/tokens/realtime", json!({"app": "a/b/realtime", "duration": 120})).await;
+        // The key is no longer asked.
+        fal.revoke(&credential);
+        let mut open = connect(fal.realtime_url(&format!("a/b/realtime?fal_jwt_token={token}")), "").await;
+        tokio::time::advance(Duration::from_secs(119)).await;
+        assert!(admits(&fal, "a/b/realtime", &token).await);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!admits(&fal, "a/b/realtime", &token).await);
+        // A socket that is open stays so.
+        open.send(Message::text("{}")).await.unwrap();
+        assert!(open.next().await.unwrap().unwrap().is_text());
+    }
+
+    #[tokio::test]
+    async fn a_stream_takes_a_token_for_its_path() {
+        let (fal, _credential) = accepting("id:secret").await;
+        let token = mint(&fal, "/tokens/realtime", json!({"app": "a/b/stream", "duration": 120})).await;
+        let status = async |path: &str| {
+            let mut stream = TcpStream::connect(fal.run_url("").authority().unwrap().as_str()).await.unwrap();
+            let head = format!("POST {path}?fal_jwt_token={token} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).await.unwrap();
+            String::from_utf8_lossy(&answer[9..]).into_owned()
+        };
+        assert_eq!(status("/a/b/stream").await, "200");
+        assert_eq!(status("/a/c/stream").await, "401");
+        assert_eq!(status("/a/b").await, "401");
+        assert_eq!(fal.runs(), 1);
+    }
+
     #[tokio::test]
     async fn http_over_a_websocket_is_a_response_between_start_and_end() {
         let (fal, _credential) = accepting("id:secret").await;

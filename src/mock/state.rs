@@ -12,7 +12,11 @@ use super::{
     job::Job,
     log::Log,
     received::Presented,
+    refusal::Credentials,
     request_id::request_number,
+    storage::Parts,
+    target::Target,
+    token::Tokens,
 };
 use crate::credential::{Credential, KeyId};
 
@@ -30,12 +34,20 @@ pub(super) struct State {
     pub(super) runs: u64,
     pub(super) keep_content: bool,
     pub(super) log: Log,
+    pub(super) tokens: Tokens,
+    pub(super) parts: Parts,
     jobs: BTreeMap<u64, Job>,
 }
 
 /// A valid credential. A clone shares the buffer that is wiped on drop, so there is no other copy of the secret.
-pub(super) struct Grant {
+struct Grant {
     credential: Credential,
+    permitted: bool,
+}
+
+/// What the valid credential of a request is.
+pub(super) struct Granted {
+    key_id: Option<KeyId>,
     pub(super) permitted: bool,
 }
 
@@ -58,6 +70,8 @@ impl Default for State {
             runs: 0,
             keep_content: false,
             log: Log::default(),
+            tokens: Tokens::default(),
+            parts: Parts::default(),
             jobs: BTreeMap::new(),
         }
     }
@@ -74,15 +88,20 @@ impl State {
     }
 
     /// The valid credential of a request, given all that it has.
-    pub(super) fn granted(&self, credentials: &[HeaderValue]) -> Option<&Grant> {
+    pub(super) fn granted(&self, credentials: &Credentials, target: Option<&Target<'_>>) -> Option<Granted> {
         // Servers differ in which of several headers they take, so a client that sends several has a bug.
-        let [value] = credentials else { return None };
-        self.grants.iter().find(|grant| grant.credential.header().as_bytes().ct_eq(value.as_bytes()).into())
+        let [value] = credentials.values.as_slice() else { return None };
+        if credentials.are_a_token && target.is_some_and(|target| self.tokens.admit(value, target)) {
+            return Some(Granted { key_id: None, permitted: true });
+        }
+        let is_it = |grant: &&Grant| grant.credential.header().as_bytes().ct_eq(value.as_bytes()).into();
+        let Grant { credential, permitted } = self.grants.iter().find(is_it)?;
+        Some(Granted { key_id: credential.key_id().cloned(), permitted: *permitted })
     }
 
-    pub(super) fn presented(&self, credentials: &[HeaderValue]) -> Presented {
-        match (self.granted(credentials), credentials.first()) {
-            (Some(grant), _) => Presented::Accepted(grant.credential.key_id().cloned()),
+    pub(super) fn presented(&self, credentials: &Credentials, target: Option<&Target<'_>>) -> Presented {
+        match (self.granted(credentials, target), credentials.values.first()) {
+            (Some(granted), _) => Presented::Accepted(granted.key_id),
             (None, Some(value)) => Presented::Refused(key_id(value)),
             (None, None) => Presented::Nothing,
         }

@@ -7,6 +7,8 @@ use http::{
     uri::Scheme,
 };
 
+use super::token::Form;
+
 /// One of fal's hosts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Host {
@@ -83,7 +85,7 @@ pub(super) struct Target<'a> {
     pub(super) host: Host,
     /// The path on that host.
     pub(super) path: &'a str,
-    /// `owner/app`; empty on the hosts that have none.
+    /// `owner/app`, with `workflows/` or `comfy/` before it if that is in the path; empty on the hosts that have none.
     pub(super) app: String,
     pub(super) call: Call<'a>,
 }
@@ -96,11 +98,23 @@ pub(super) enum Call<'a> {
     Connect,
     Submit,
     Status(&'a str),
+    /// The status as a stream, which ends when the job does.
+    StatusStream(&'a str),
     Result(&'a str),
     Cancel(&'a str),
+    /// Asks for a realtime token.
+    Mint(Form),
     /// Asks where to upload a file.
     Initiate,
+    /// Asks where to upload a file in parts.
+    InitiateParts,
     Upload,
+    /// A part of an upload: the id of the upload, and the number of the part.
+    Part(&'a str, &'a str),
+    /// Says that all parts of an upload have been sent.
+    Complete(&'a str),
+    /// A browser asks whether a page may upload.
+    Preflight,
     /// Anything else on the hosts that run no application.
     Other,
 }
@@ -123,34 +137,56 @@ fn call<'a>(host: Host, head: &Parts, path: &'a str) -> Option<(String, Call<'a>
     let method = &head.method;
     match host {
         Host::Run | Host::Queue | Host::Ws => {}
-        Host::Rest if method == Method::POST && path == "/storage/upload/initiate" => {
-            return Some((String::new(), Call::Initiate));
-        }
-        Host::Rest | Host::Platform => return Some((String::new(), Call::Other)),
-        Host::Storage => {
-            let uploads = method == Method::PUT && path.starts_with(UPLOADS);
-            return uploads.then(|| (String::new(), Call::Upload));
-        }
+        Host::Rest => return Some((String::new(), rest(method, path))),
+        Host::Platform => return Some((String::new(), Call::Other)),
+        Host::Storage => return storage(method, path).map(|call| (String::new(), call)),
     }
-    let mut segments = path.split('/').skip(1);
-    let (owner, app) = (segments.next()?, segments.next()?);
-    if owner.is_empty() || app.is_empty() {
+    let segments: Vec<_> = path.split('/').skip(1).collect();
+    let names = if segments.first().is_some_and(|first| NAMESPACES.contains(first)) { 3 } else { 2 };
+    let (app, below) = segments.split_at_checked(names)?;
+    if app.iter().any(|name| name.is_empty()) {
         return None;
     }
-    let below: Vec<_> = segments.collect();
-    let call = match (host, method, below.as_slice()) {
+    let call = match (host, method, below) {
         (Host::Queue, &Method::POST, _) => Call::Submit,
         (Host::Queue, &Method::GET, ["requests", id, "status"]) => Call::Status(id),
+        (Host::Queue, &Method::GET, ["requests", id, "status", "stream"]) => Call::StatusStream(id),
         (Host::Queue, &Method::GET, ["requests", id]) => Call::Result(id),
         (Host::Queue, &Method::PUT, ["requests", id, "cancel"]) => Call::Cancel(id),
         (Host::Queue, _, _) => return None,
         // This host takes only handshakes, so anything else is a wrong one.
         (Host::Ws, _, _) => Call::Connect,
         _ if wants_socket(head) => Call::Connect,
-        (_, &Method::POST, [.., "stream"]) => Call::Stream,
+        (_, &(Method::POST | Method::GET), [.., "stream"]) => Call::Stream,
         _ => Call::Run,
     };
-    Some((format!("{owner}/{app}"), call))
+    Some((app.join("/"), call))
+}
+
+/// What stands before `owner/app` in the ids of some endpoints.
+///
+/// Source: `@fal-ai/client` 1.10.1 (`utils.ts`).
+const NAMESPACES: [&str; 2] = ["workflows", "comfy"];
+
+fn rest(method: &Method, path: &str) -> Call<'static> {
+    match (method, path) {
+        (&Method::POST, "/storage/upload/initiate") => Call::Initiate,
+        (&Method::POST, "/storage/upload/initiate-multipart") => Call::InitiateParts,
+        (&Method::POST, "/tokens/") => Call::Mint(Form::Aliases),
+        (&Method::POST, "/tokens/realtime") => Call::Mint(Form::Paths),
+        _ => Call::Other,
+    }
+}
+
+fn storage<'a>(method: &Method, path: &'a str) -> Option<Call<'a>> {
+    let segments: Vec<_> = path.strip_prefix(UPLOADS)?.split('/').collect();
+    Some(match (method, segments.as_slice()) {
+        (&Method::OPTIONS, _) => Call::Preflight,
+        (&Method::PUT, [id, part]) => Call::Part(id, part),
+        (&Method::PUT, _) => Call::Upload,
+        (&Method::POST, [id, "complete"]) => Call::Complete(id),
+        _ => return None,
+    })
 }
 
 /// Whether a request asks for a WebSocket, in the right form or not. Over HTTP/2 none does.

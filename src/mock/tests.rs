@@ -802,9 +802,12 @@ async fn a_failure_has_the_headers_and_the_body_of_its_kind() {
     let typed = |words: &str, name: &str| json!({"detail": words, "error_type": name});
     let told = |text: &str| json!({"detail": text});
     let later = |millis| Failure::RetryAfter(StatusCode::SERVICE_UNAVAILABLE, Duration::from_millis(millis));
-    let of_the_application =
-        [("x-fal-served-from", "00000000-0000-4000-9000-000000000001"), ("x-fal-billable-units", "1")];
-    let with = |more: (&'static str, &'static str)| [of_the_application[0], of_the_application[1], more].to_vec();
+    let of_the_application = [
+        ("x-fal-served-from", "00000000-0000-4000-9000-000000000001"),
+        ("x-fal-billable-units", "1"),
+        ("x-fal-cdn-token", "cdn-token-of-the-mock"),
+    ];
+    let with = |more: (&'static str, &'static str)| of_the_application.into_iter().chain([more]).collect();
     let rows = [
         (later(1_001), 503, told("Service Unavailable"), vec![("retry-after", "2")]),
         (later(0), 503, told("Service Unavailable"), vec![("retry-after", "0")]),
@@ -956,7 +959,7 @@ async fn only_what_reaches_an_application_counts_as_a_run() {
     fal.fail_next(1, Failure::Application(StatusCode::FORBIDDEN));
     let (_, job) = post(fal.queue_url("a/b"), "Key id:other").await;
     assert_eq!(job["detail"], "invalid key credentials");
-    assert_eq!(post(fal.rest_url("tokens/"), "Key id:secret").await.0, 200);
+    assert_eq!(post(fal.rest_url("users/current"), "Key id:secret").await.0, 200);
     assert_eq!(get(fal.queue_url("a/b/requests/no-id"), "Key id:secret").await.0, 404);
     assert_eq!(fal.runs(), 0);
     assert_eq!(post(fal.run_url("a/b"), "Key id:secret").await.0, 403);
@@ -1053,4 +1056,202 @@ async fn dropping_the_last_handle_ends_a_served_connection() {
     let served = tokio::spawn(fal.serve_connection(theirs, Scheme::HTTP));
     drop(fal);
     tokio::time::timeout(Duration::from_secs(30), served).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_status_of_a_job_is_a_stream_until_its_end() {
+    let (fal, _credential) = accepting("id:secret").await;
+    let follow = async |job: &Value, query: &str| {
+        let url = format!("{}/stream{query}", url_in(job, "status_url")).parse().unwrap();
+        let response = client(Version::HTTP_11).request(authorized(Method::GET, url, "Key id:secret")).await.unwrap();
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+        Events::of(response)
+    };
+    fal.polls_until_completed(4);
+    let (_, job) = post(fal.queue_url("a/b/c"), "Key id:secret").await;
+    fal.hold_events_after(1);
+    let mut events = follow(&job, "?logs=1").await;
+    let first = events.next().await.unwrap();
+    assert_eq!((&first["status"], first.get("logs")), (&json!("IN_QUEUE"), None));
+    assert_eq!(first["response_url"], job["response_url"]);
+    let early = tokio::time::timeout(Duration::from_millis(20), events.next()).await;
+    assert!(early.is_err(), "an event came too early");
+    fal.hold_events_after(usize::MAX);
+    for (status, message) in [("IN_PROGRESS", "step 1"), ("IN_PROGRESS", "step 2"), ("COMPLETED", "step 3")] {
+        let event = events.next().await.unwrap();
+        assert_eq!((&event["status"], &event["logs"][0]["message"]), (&json!(status), &json!(message)));
+        assert_eq!(event["logs"].as_array().map(Vec::len), Some(1));
+    }
+    assert_eq!(events.next().await, None);
+
+    // Without `logs=1` there is none, and a completed job is one event.
+    let mut events = follow(&job, "?logs=0").await;
+    assert_eq!(events.next().await.unwrap()["logs"], Value::Null);
+    assert_eq!(events.next().await, None);
+
+    // A poll has all lines until now.
+    let url = format!("{}?logs=1", url_in(&job, "status_url")).parse().unwrap();
+    let messages: Vec<_> = get(url, "Key id:secret").await.1["logs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|line| line["message"].clone())
+        .collect();
+    assert_eq!(messages, ["step 1", "step 2", "step 3", "step 4", "step 5"]);
+
+    let unknown = fal.queue_url("a/b/requests/no-id/status/stream");
+    assert_eq!(get(unknown, "Key id:secret").await, (404, json!({"status": "NOT_FOUND"})));
+}
+
+#[tokio::test]
+async fn a_namespace_belongs_to_the_id_of_an_endpoint() {
+    let (fal, _credential) = accepting("id:secret").await;
+    for namespace in ["workflows", "comfy"] {
+        let (_, job) = post(fal.queue_url(&format!("{namespace}/owner/app/below")), "Key id:secret").await;
+        let url = url_in(&job, "response_url");
+        assert!(url.path().starts_with(&format!("/{namespace}/owner/app/requests/")), "{url}");
+        assert_eq!(get(url, "Key id:secret").await.0, 200);
+        let refused = post(fal.run_url(&format!("{namespace}/owner/app")), "").await.1["detail"].to_string();
+        assert!(refused.contains(&format!("{namespace}/owner/app")), "{refused}");
+        let path = format!("/{namespace}/owner");
+        let not_found = detail(404, &format!("Path {path} not found"));
+        assert_eq!(post(fal.run_url(&path), "Key id:secret").await, not_found);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_may_be_asked_for_by_get() {
+    let (fal, _credential) = accepting("id:secret").await;
+    let request = authorized(Method::GET, fal.run_url("a/b/stream?prompt=a+cat"), "Key id:secret");
+    let mut events = Events::of(client(Version::HTTP_11).request(request).await.unwrap());
+    for event in 0..3 {
+        assert_eq!(events.next().await.unwrap()["event"], event);
+    }
+    assert_eq!((events.next().await, fal.runs()), (None, 1));
+}
+
+#[tokio::test]
+async fn an_answer_of_a_runner_holds_a_token_for_the_storage() {
+    let (fal, _credential) = accepting("id:secret").await;
+    let token = async |method, url, authorization| {
+        let response = client(Version::HTTP_11).request(authorized(method, url, authorization)).await.unwrap();
+        response.headers().contains_key("x-fal-cdn-token")
+    };
+    let (_, job) = post(fal.queue_url("a/b"), "Key id:secret").await;
+    assert!(token(Method::POST, fal.run_url("a/b"), "Key id:secret").await);
+    assert!(token(Method::GET, url_in(&job, "response_url"), "Key id:secret").await);
+    assert!(!token(Method::GET, url_in(&job, "status_url"), "Key id:secret").await);
+    assert!(!token(Method::POST, fal.run_url("a/b"), "Key id:other").await);
+    fal.answer("a/b", Answer::json(json!({})).without_runner_headers());
+    assert!(!token(Method::POST, fal.run_url("a/b"), "Key id:secret").await);
+}
+
+/// Sends a body of its own.
+async fn put_in(method: Method, url: Uri, authorization: &str, body: &Value) -> (u16, Value) {
+    let mut request = authorized(method, url, authorization);
+    *request.body_mut() = Full::from(body.to_string());
+    json(client(Version::HTTP_11).request(request).await.unwrap()).await
+}
+
+#[tokio::test]
+async fn a_file_is_uploaded_in_parts() {
+    let (fal, _credential) = accepting("id:secret").await;
+    let initiate = fal.rest_url("/storage/upload/initiate-multipart?storage_type=fal-cdn-v3");
+    assert_eq!(post(initiate.clone(), "").await.0, 401);
+    let (status, urls) = post(initiate, "Key id:secret").await;
+    assert_eq!(status, 200);
+    let upload = url_in(&urls, "upload_url");
+    let at = |below: &str| -> Uri {
+        format!("http://{}{}/{below}?{}", upload.authority().unwrap(), upload.path(), upload.query().unwrap())
+            .parse()
+            .unwrap()
+    };
+    let mut parts = Vec::new();
+    for number in [2, 1] {
+        let (status, part) = send(Method::PUT, at(&number.to_string()), "").await;
+        assert_eq!((status, &part["partNumber"]), (200, &json!(number)));
+        parts.push(part);
+    }
+    let complete = async |parts: &[Value]| put_in(Method::POST, at("complete"), "", &json!({ "parts": parts })).await;
+    // A part that is missing, one that never arrived, and none.
+    assert_eq!(complete(&parts[..1]).await.0, 400);
+    let strange = json!({"partNumber": 3, "etag": "x"});
+    assert_eq!(complete(&[parts[0].clone(), parts[1].clone(), strange]).await.0, 400);
+    assert_eq!(complete(&[]).await.0, 400);
+    assert_eq!(complete(&parts).await, (200, json!({"ok": true})));
+    assert_eq!(complete(&parts).await.0, 404);
+    for number in ["0", "x", "10001"] {
+        let begun =
+            url_in(&post(fal.rest_url("/storage/upload/initiate-multipart"), "Key id:secret").await.1, "upload_url");
+        let url = format!("http://{}{}/{number}", begun.authority().unwrap(), begun.path()).parse().unwrap();
+        assert_eq!(send(Method::PUT, url, "").await.0, 400, "{number}");
+    }
+    // An upload that was begun in one piece has no parts.
+    let whole = url_in(&post(fal.rest_url("/storage/upload/initiate"), "Key id:secret").await.1, "upload_url");
+    let part = format!("http://{}{}/1", whole.authority().unwrap(), whole.path()).parse().unwrap();
+    assert_eq!(send(Method::PUT, part, "").await.0, 404);
+    assert_eq!(fal.runs(), 0);
+}
+
+#[tokio::test]
+async fn the_storage_alone_allows_pages_of_any_origin() {
+    let (fal, _credential) = accepting("id:secret").await;
+    let (_, urls) = post(fal.rest_url("/storage/upload/initiate"), "Key id:secret").await;
+    let upload = url_in(&urls, "upload_url");
+    for (method, url, allowed) in [
+        (Method::OPTIONS, upload.clone(), true),
+        (Method::PUT, upload, true),
+        (Method::POST, fal.rest_url("/storage/upload/initiate"), false),
+        (Method::POST, fal.run_url("a/b"), false),
+        (Method::POST, fal.queue_url("a/b"), false),
+    ] {
+        let is_preflight = method == Method::OPTIONS;
+        let request = authorized(method, url.clone(), "Key id:secret");
+        let response = client(Version::HTTP_11).request(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), if is_preflight { 204 } else { 200 }, "{url}");
+        let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!(header("access-control-allow-origin"), allowed.then(|| "*".to_owned()), "{url}");
+        assert_eq!(header("access-control-allow-methods").is_some_and(|methods| methods.contains("PUT")), allowed);
+    }
+}
+
+#[tokio::test]
+async fn each_form_of_a_request_for_a_token_has_its_answer() {
+    let (fal, credential) = accepting("id:secret").await;
+    let mint = async |path: &str, authorization: &str, body: Value| {
+        put_in(Method::POST, fal.rest_url(path), authorization, &body).await
+    };
+    let aliases = json!({"allowed_apps": ["flux"], "token_expiration": 120});
+    let paths = json!({"allowed_apps": ["fal-ai/flux/realtime"], "duration": 120});
+    let app = json!({"app": "fal-ai/flux/realtime", "duration": 120});
+    assert_eq!(mint("/tokens/", "", aliases.clone()).await, detail(401, "Authorization header is required"));
+    let (status, token) = mint("/tokens/", "Key id:secret", aliases.clone()).await;
+    assert!(status == 200 && token.is_string(), "{token}");
+    let (status, token) = mint("/tokens/realtime", "Key id:secret", paths.clone()).await;
+    assert!(status == 200 && token["token"].is_string(), "{token}");
+    let (status, token) = mint("/tokens/realtime", "Key id:secret", app.clone()).await;
+    assert!(status == 200 && token.is_string(), "{token}");
+    assert_eq!(fal.runs(), 0);
+
+    // Each endpoint wants its own names of apps, and its own names of fields.
+    for (path, body, status) in [
+        ("/tokens/", json!({"allowed_apps": ["fal-ai/flux"], "token_expiration": 120}), 403),
+        ("/tokens/realtime", json!({"allowed_apps": ["flux"], "duration": 120}), 403),
+        ("/tokens/", paths, 403),
+        ("/tokens/", json!({"allowed_apps": ["flux"], "duration": 120}), 422),
+        ("/tokens/realtime", aliases.clone(), 403),
+        ("/tokens/realtime", json!({"allowed_apps": ["a/b"], "token_expiration": 120}), 422),
+        ("/tokens/", app, 422),
+        ("/tokens/", json!({"allowed_apps": [], "token_expiration": 120}), 422),
+        ("/tokens/", json!({"allowed_apps": ["flux"], "token_expiration": 0}), 422),
+        ("/tokens/", json!({"allowed_apps": ["flux"], "token_expiration": "120"}), 422),
+        ("/tokens/", json!({"allowed_apps": ["flux"], "token_expiration": 86_401}), 422),
+        ("/tokens/realtime", json!({"app": "a/b", "allowed_apps": ["a/b"], "duration": 120}), 422),
+        ("/tokens/", json!("flux"), 422),
+    ] {
+        assert_eq!(mint(path, "Key id:secret", body.clone()).await.0, status, "{path} {body}");
+    }
+    fal.deny(&credential);
+    assert_eq!(mint("/tokens/", "Key id:secret", aliases).await, detail(403, "Insufficient permissions"));
+    assert_eq!(fal.runs(), 0);
 }
