@@ -40,6 +40,11 @@ impl Fetch {
         Self { send: Arc::new(Shared(Mutex::new(service))), timeout, limit }
     }
 
+    /// The same with another timeout.
+    pub(crate) fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
     /// Sends the request and reads the whole answer.
     ///
     /// # Errors

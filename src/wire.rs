@@ -17,6 +17,35 @@ pub(crate) const API_HOSTS: [&str; 6] =
 /// Source: `fal_client` 1.0.3 (`client.py`, `_BACKUP_DOMAINS`).
 pub(crate) const BACKUP_HOSTS: [(&str, &str); 2] = [("fal.run", "falrun.com"), ("queue.fal.run", "queue.falrun.com")];
 
+/// Where realtime tokens are minted, and where they are used.
+#[cfg(feature = "realtime")]
+pub(crate) mod token {
+    /// The REST API. Older clients call it `rest.alpha.fal.ai`.
+    ///
+    /// Source: fal's documentation, "Real-time inference"; `@fal-ai/client` 1.10.1 (`config.ts`).
+    pub(crate) const REST: &str = "https://rest.fal.ai";
+
+    /// The newer endpoint.
+    ///
+    /// Source: fal's documentation, "Real-time inference".
+    pub(crate) const REALTIME_PATH: &str = "/tokens/realtime";
+
+    /// The older endpoint, with the slash at its end.
+    ///
+    /// Source: `@fal-ai/client` 1.10.1 (`auth.ts`), `fal_client` 1.0.3 (`client.py`).
+    pub(crate) const TOKENS_PATH: &str = "/tokens/";
+
+    /// Where the sockets of the realtime protocol are opened.
+    ///
+    /// Source: `@fal-ai/client` 1.10.1 (`realtime.ts`).
+    pub(crate) const SOCKETS: &str = "wss://fal.run";
+
+    /// The parameter of the query that holds the token.
+    ///
+    /// Source: `@fal-ai/client` 1.10.1 (`realtime.ts`, `streaming.ts`).
+    pub(crate) const PARAMETER: &str = "fal_jwt_token";
+}
+
 /// Whether a runner handled the request: then the answer is the application's, and fal had accepted the credential.
 pub(crate) fn is_of_a_runner(headers: &HeaderMap) -> bool {
     [header::SERVED_FROM, header::BILLABLE_UNITS, header::RUNNER_HINTS].iter().any(|name| headers.contains_key(name))

@@ -2,14 +2,11 @@
 
 use std::{fmt, sync::Arc};
 
+use crate::endpoint::{Endpoints, split_app};
+
 /// The longest name of an application, in bytes, and the most segments that it has.
 const MAX_LEN: usize = 256;
 const MAX_SEGMENTS: usize = 10;
-
-/// The owners of applications whose ids have one segment more: `workflows/owner/app`.
-///
-/// Source: `@fal-ai/client` 1.10.1 (`utils.ts`).
-const NAMESPACES: [&str; 2] = ["workflows", "comfy"];
 
 /// The name of an application as a path: `owner/app`, and what is below it, such as `owner/app/realtime`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,7 +17,7 @@ impl App {
     /// When the text is no path of two or more plain segments.
     pub(crate) fn parse(text: &str) -> Result<Self, InvalidApp> {
         let app = Self::parse_any(text)?;
-        if app.segments().nth(1).is_none() { Err(InvalidApp::NoOwner) } else { Ok(app) }
+        if app.0.contains('/') { Ok(app) } else { Err(InvalidApp::NoOwner) }
     }
 
     /// As [`parse`](Self::parse), but an alias alone, such as `flux`, is a name too.
@@ -44,23 +41,23 @@ impl App {
         &self.0
     }
 
-    fn segments(&self) -> impl Iterator<Item = &str> {
-        self.0.split('/')
-    }
-
     /// What `POST /tokens/` calls the application: the second segment, or the third one behind `workflows` or `comfy`.
     ///
-    /// Source: `@fal-ai/client` 1.10.1 (`auth.ts`, `utils.ts`).
+    /// Source: `@fal-ai/client` 1.10.1 (`auth.ts`).
     pub(crate) fn alias(&self) -> &str {
-        let first = self.segments().next().unwrap_or_default();
-        let nth = if NAMESPACES.contains(&first) { 2 } else { 1 };
-        self.segments().nth(nth).unwrap_or(&self.0)
+        let app = split_app(&self.0).map_or(&*self.0, |(app, _)| app);
+        app.rsplit_once('/').map_or(app, |(_, alias)| alias)
     }
 
     /// The id of the endpoint: the name without the `/realtime` or `/stream` that clients put behind it.
     pub(crate) fn endpoint(&self) -> &str {
         let id = self.0.strip_suffix("/realtime").or_else(|| self.0.strip_suffix("/stream"));
         id.filter(|id| id.contains('/')).unwrap_or(&self.0)
+    }
+
+    /// Whether a list of endpoints has it.
+    pub(crate) fn is_in(&self, endpoints: &Endpoints) -> bool {
+        endpoints.covers(&self.0) || endpoints.covers(self.endpoint())
     }
 
     /// Whether it is the application that a list has under this name: the same one, its `/realtime` or `/stream`, or

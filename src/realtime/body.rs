@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 use zeroize::Zeroize as _;
 
 use super::app::{App, InvalidApp};
-use crate::credential::Credential;
+use crate::{
+    credential::Credential,
+    wire::token::{REALTIME_PATH, TOKENS_PATH},
+};
 
 /// How long a token lives when a caller asks for nothing else.
 ///
@@ -54,8 +57,8 @@ impl Endpoint {
     /// The path below `https://rest.fal.ai`.
     pub(crate) fn path(self) -> &'static str {
         match self {
-            Self::Realtime => "/tokens/realtime",
-            Self::Tokens => "/tokens/",
+            Self::Realtime => REALTIME_PATH,
+            Self::Tokens => TOKENS_PATH,
         }
     }
 
