@@ -50,7 +50,7 @@ use tower_fal::{
 };
 use tracing::warn;
 
-use self::serve::{App, Options, Upstream, climbs_out, problem};
+use self::serve::{App, FalUrls, Options, Upstream, climbs_out, problem};
 
 mod serve;
 mod terminal;
@@ -65,16 +65,18 @@ struct Arguments {
     #[arg(long, value_name = "DIR", conflicts_with = "demo", required_unless_present = "demo")]
     tenants: Option<PathBuf>,
     #[command(flatten)]
+    urls: FalUrls,
+    #[command(flatten)]
     options: Options,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Arguments { tenants, options } = match terminal::arguments() {
+    let Arguments { tenants, urls, options } = match terminal::arguments() {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    serve::run(options, async |upstream| {
+    serve::run(options, urls, async |upstream| {
         let tenants = if let Some(key) = upstream.demo_key("key-of-acme")? {
             let acme = Tenant { store: OnceCell::new_with(Some(CredentialStore::fixed(key))), ..Tenant::new("acme") };
             Tenants::of([("token-of-acme".to_owned(), acme), ("token-of-zeta".to_owned(), Tenant::new("zeta"))])
@@ -98,6 +100,8 @@ async fn main() -> ExitCode {
             // One tenant with a bad key does not concern the others. Without any tenant the directory is not there yet.
             ready: Box::new(move || !tenants.by_token.is_empty()),
             details: Box::new(move || for_details.details()),
+            pages: Router::new(),
+            checks_host: false,
             try_it: r#"-d '{"prompt":"a lighthouse"}' -H 'authorization: Bearer token-of-acme' {}/run/fal-ai/flux"#,
         })
     })

@@ -39,7 +39,7 @@ use tower_fal::{
 };
 use tracing::warn;
 
-use self::serve::{App, Options, Upstream, problem};
+use self::serve::{App, FalUrls, Options, Upstream, problem};
 
 mod serve;
 mod terminal;
@@ -52,6 +52,8 @@ struct Arguments {
     /// A file with ID:SECRET. The server reads it again whenever it changes
     #[arg(long, value_name = "PATH", conflicts_with = "demo")]
     key_file: Option<PathBuf>,
+    #[command(flatten)]
+    urls: FalUrls,
     #[command(flatten)]
     options: Options,
 }
@@ -70,11 +72,11 @@ const MAX_ANSWER: usize = 1024 * 1024;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Arguments { key_file, options } = match terminal::arguments() {
+    let Arguments { key_file, urls, options } = match terminal::arguments() {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    serve::run(options, async |upstream| {
+    serve::run(options, urls, async |upstream| {
         let store = upstream.store(key_file.as_deref()).await?;
         let layer = tower_fal::layer(&store)
             .auth(|auth| auth.origins(upstream.queue.origins.clone()))

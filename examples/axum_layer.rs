@@ -43,7 +43,7 @@ use tower::{
 use tower_fal::{FalAuthError, FalAuthLayer, error::BoxError};
 
 use self::{
-    serve::{App, Options, Upstream, climbs_out, problem},
+    serve::{App, FalUrls, Options, Upstream, climbs_out, problem},
     terminal::BaseUrl,
 };
 
@@ -58,6 +58,8 @@ struct Arguments {
     /// A file with ID:SECRET. The server reads it again whenever it changes
     #[arg(long, value_name = "PATH", conflicts_with = "demo")]
     key_file: Option<PathBuf>,
+    #[command(flatten)]
+    urls: FalUrls,
     #[command(flatten)]
     options: Options,
 }
@@ -80,11 +82,11 @@ const RETURNED: [HeaderName; 6] = [
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Arguments { key_file, options } = match terminal::arguments() {
+    let Arguments { key_file, urls, options } = match terminal::arguments() {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    serve::run(options, async |upstream| {
+    serve::run(options, urls, async |upstream| {
         let store = upstream.store(key_file.as_deref()).await?;
         let BaseUrl { url, origins } = upstream.run.clone();
         let to_fal = MapRequestLayer::new(move |request| to_fal(&url, request));

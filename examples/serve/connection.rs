@@ -9,6 +9,7 @@
 
 use std::{
     convert::Infallible,
+    net::IpAddr,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
@@ -65,6 +66,11 @@ pub(crate) struct Limits {
     pub(crate) idle_timeout: Duration,
 }
 
+/// Who is at the other end of a request's connection, in the extensions of the request. That may be a load balancer.
+#[derive(Clone, Copy)]
+#[allow(dead_code)] // not every server looks at it
+pub(crate) struct Peer(pub(crate) IpAddr);
+
 /// What the server as a whole is doing.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Phase {
@@ -80,7 +86,11 @@ pub(crate) async fn serve(stream: TcpStream, router: Router, limits: Limits, mut
     static TOO_LATE: Seldom = Seldom::new();
 
     let activity = Arc::new(Activity::new());
-    let service = service_fn(|request: Request<Incoming>| {
+    let peer = stream.peer_addr().ok().map(|address| Peer(address.ip().to_canonical()));
+    let service = service_fn(|mut request: Request<Incoming>| {
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
         let mut open = Open::new(Arc::clone(&activity));
         let router = router.clone();
         async move {

@@ -1,4 +1,4 @@
-//! What surrounds the routes of a server, whatever they do. The three `axum_*` examples share it.
+//! What surrounds the routes of a server, whatever they do. The examples that are servers share it.
 //!
 //! * One accept loop: bounds on connections, on heads and on the time in which nothing happens.
 //! * `/healthz` says that the process lives, and `/readyz` whether it should get requests. They say no more than that,
@@ -61,14 +61,23 @@ mod accept;
 mod admin;
 mod browser;
 mod busy;
+mod connect;
 mod connection;
 mod files;
 mod options;
 mod seldom;
+
+pub(crate) mod tokens;
 mod upstream;
 
 use self::{browser::Hosts, connection::Limits};
-pub(crate) use self::{options::Options, upstream::Upstream};
+#[allow(unused_imports)] // each server uses a part of it
+pub(crate) use self::{
+    connect::Connect,
+    connection::Peer,
+    options::{FalUrls, Options},
+    upstream::Upstream,
+};
 
 /// The longest body that a request may have, in bytes.
 const MAX_BODY: usize = 1024 * 1024;
@@ -87,6 +96,10 @@ pub(crate) struct App {
     pub(crate) ready: Box<dyn Fn() -> bool + Send + Sync>,
     /// What those who run it may know about that.
     pub(crate) details: Box<dyn Fn() -> Value + Send + Sync>,
+    /// Pages of the server's own, which run scripts. Other answers have a header that forbids it.
+    pub(crate) pages: Router,
+    /// Whether the router itself looks at the `host` of requests. Otherwise `--host` decides for all of them.
+    pub(crate) checks_host: bool,
     /// The rest of a curl command line, with `{}` in place of the server's URL.
     pub(crate) try_it: &'static str,
 }
@@ -100,6 +113,8 @@ impl App {
             router,
             ready: Box::new(move || ready.status().is_ready()),
             details: Box::new(move || json!(store.status())),
+            pages: Router::new(),
+            checks_host: false,
             try_it,
         }
     }
@@ -129,10 +144,14 @@ impl Health {
 }
 
 /// The whole of `main` after the arguments: starts the log, builds the app, and serves it until a signal ends it.
-pub(crate) async fn run(options: Options, build: impl AsyncFnOnce(&Upstream) -> Result<App, BoxError>) -> ExitCode {
+pub(crate) async fn run(
+    options: Options,
+    urls: FalUrls,
+    build: impl AsyncFnOnce(&Upstream) -> Result<App, BoxError>,
+) -> ExitCode {
     // Standard output is for the address: programs that start this one read it there.
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
-    match start(&options, build).await {
+    match start(&options, &urls, build).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", report(&*error));
@@ -141,19 +160,24 @@ pub(crate) async fn run(options: Options, build: impl AsyncFnOnce(&Upstream) -> 
     }
 }
 
-async fn start(options: &Options, build: impl AsyncFnOnce(&Upstream) -> Result<App, BoxError>) -> Result<(), BoxError> {
+async fn start(
+    options: &Options,
+    urls: &FalUrls,
+    build: impl AsyncFnOnce(&Upstream) -> Result<App, BoxError>,
+) -> Result<(), BoxError> {
     // Before there is a store, so that nothing is missing in it.
     let metrics = PrometheusBuilder::new().install_recorder()?;
     // Before the address is printed, so that a signal that follows is not missed.
     let mut end = End::new()?;
     // It keeps the mock of --demo alive.
-    let upstream = Upstream::new(options).await?;
-    let App { router, ready, details, try_it } = build(&upstream).await?;
+    let upstream = Upstream::new(options, urls).await?;
+    let App { router, ready, details, pages, checks_host, try_it } = build(&upstream).await?;
     let health = Arc::new(Health { ready, details, draining: AtomicBool::new(false) });
     let limits = Limits { header_timeout: options.header_timeout, idle_timeout: options.idle_timeout };
 
     let (listener, address) = listen(options.listen)?;
-    let router = around(router, options, Arc::clone(&health), browser::hosts(address.ip(), &options.host));
+    let hosts = if checks_host { None } else { browser::hosts(address.ip(), &options.host) };
+    let router = around(router, options, Arc::clone(&health), hosts).merge(pages);
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async {
         let _ = stopped.await;
@@ -305,7 +329,7 @@ fn without_odd_request_id<B>(mut request: Request<B>) -> Request<B> {
 
 /// Whether a caller's path would lead out of the URL that it is put below, at any server that resolves `..`, before or
 /// after decoding.
-#[allow(dead_code)] // axum_images uses no path of a caller
+#[allow(dead_code)] // not every server uses a path of a caller
 pub(crate) fn climbs_out(path: &str) -> bool {
     let decoded = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
     decoded.split(['/', '\\', ';']).any(|segment| segment == "..")

@@ -25,12 +25,6 @@ pub(crate) struct Options {
     /// listens on a loopback address, which refuses requests for other hosts than this machine. It may be repeated
     #[arg(long, value_name = "NAME")]
     pub(crate) host: Vec<String>,
-    /// A URL in place of https://fal.run. The key is sent there, so it must be https, or http on this machine
-    #[arg(long, value_name = "URL", conflicts_with = "demo")]
-    pub(crate) fal_run_url: Option<BaseUrl>,
-    /// A URL in place of https://queue.fal.run
-    #[arg(long, value_name = "URL", conflicts_with = "demo")]
-    pub(crate) fal_queue_url: Option<BaseUrl>,
     /// How many connections may be open. The others wait
     #[arg(long, value_name = "N", default_value = "1000")]
     pub(crate) max_connections: NonZeroUsize,
@@ -54,6 +48,17 @@ pub(crate) struct Options {
     /// How long open requests may take after that
     #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true, default_value = "25")]
     pub(crate) drain_timeout: Duration,
+}
+
+/// Where fal is, for the servers that call its models.
+#[derive(Args, Default)]
+pub(crate) struct FalUrls {
+    /// A URL in place of https://fal.run. The key is sent there, so it must be https, or http on this machine
+    #[arg(long, value_name = "URL", conflicts_with = "demo")]
+    pub(crate) fal_run_url: Option<BaseUrl>,
+    /// A URL in place of https://queue.fal.run
+    #[arg(long, value_name = "URL", conflicts_with = "demo")]
+    pub(crate) fal_queue_url: Option<BaseUrl>,
 }
 
 fn seconds(text: &str) -> Result<Duration, &'static str> {

@@ -9,7 +9,7 @@ use tower_fal::{
     source::{EnvSource, FileSource},
 };
 
-use super::Options;
+use super::options::{FalUrls, Options};
 use crate::terminal::BaseUrl;
 
 /// How long it may take to connect to fal.
@@ -27,16 +27,22 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    pub(crate) async fn new(options: &Options) -> Result<Self, BoxError> {
+    pub(crate) async fn new(options: &Options, urls: &FalUrls) -> Result<Self, BoxError> {
         let mock = if options.demo { Some(MockFal::start().await?) } else { None };
         let url = |named: &Option<BaseUrl>, of_mock: fn(&MockFal) -> String, of_fal: &str| match (named, &mock) {
             (Some(named), _) => Ok(named.clone()),
             (None, Some(mock)) => of_mock(mock).parse(),
             (None, None) => of_fal.parse(),
         };
-        let run = url(&options.fal_run_url, MockFal::run_origin, "https://fal.run")?;
-        let queue = url(&options.fal_queue_url, MockFal::queue_origin, "https://queue.fal.run")?;
+        let run = url(&urls.fal_run_url, MockFal::run_origin, "https://fal.run")?;
+        let queue = url(&urls.fal_queue_url, MockFal::queue_origin, "https://queue.fal.run")?;
         Ok(Self { run, queue, mock })
+    }
+
+    /// The fal of `--demo`.
+    #[allow(dead_code)] // only for what its URLs do not say
+    pub(crate) fn mock(&self) -> Option<&MockFal> {
+        self.mock.as_ref()
     }
 
     /// The store with the server's own key: from this file, or from the environment. It is an error if there is none.
@@ -66,17 +72,23 @@ impl Upstream {
     }
 
     /// The connector of a client for all of these. It speaks plain http too: the origins decide where a key goes.
+    #[allow(dead_code)] // `Connect` has one too
     pub(crate) fn connector() -> Result<HttpsConnector<HttpConnector>, BoxError> {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         // rustls needs to be told its provider, because several may be compiled in.
         Ok(HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
             .https_or_http()
             .enable_http1()
             .enable_http2()
-            .wrap_connector(tcp))
+            .wrap_connector(tcp()))
     }
+}
+
+/// TCP as a client of fal needs it.
+pub(super) fn tcp() -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    tcp
 }
