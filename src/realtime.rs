@@ -1,5 +1,6 @@
 //! Short-lived tokens for browsers, minted with the server's own credential.
 
+#[allow(dead_code)] // some of it is for the proxy only
 pub(crate) mod app;
 #[allow(dead_code)] // some of it is for the proxy only
 pub(crate) mod body;
