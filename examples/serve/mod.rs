@@ -66,7 +66,6 @@ mod connection;
 mod files;
 mod options;
 mod seldom;
-
 pub(crate) mod tokens;
 mod upstream;
 
@@ -76,6 +75,7 @@ pub(crate) use self::{
     connect::Connect,
     connection::Peer,
     options::{FalUrls, Options},
+    seldom::Seldom,
     upstream::Upstream,
 };
 

@@ -33,7 +33,8 @@ use crate::{
 
 /// Shorter than 15 s, after which callers and load balancers of many kinds give up.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-const DEFAULT_REUSE_WINDOW: Duration = Duration::from_secs(60);
+/// The longest reuse window that nobody asked for.
+const LONGEST_DEFAULT_WINDOW: Duration = Duration::from_secs(60);
 const DEFAULT_MAX_CACHED: usize = 1024;
 
 /// Mints tokens for the applications on its list, and hands each out for as long as it lives long enough. Cheap to clone.
@@ -72,7 +73,7 @@ impl TokenMinter {
             rest_url: REST.to_owned(),
             allowed: Vec::new(),
             lifetime: DEFAULT_LIFE,
-            reuse_window: DEFAULT_REUSE_WINDOW,
+            reuse_window: None,
             endpoint: Endpoint::default(),
             body: None,
             max_cached: DEFAULT_MAX_CACHED,
@@ -157,7 +158,7 @@ pub struct TokenMinterBuilder {
     rest_url: String,
     allowed: Vec<String>,
     lifetime: Duration,
-    reuse_window: Duration,
+    reuse_window: Option<Duration>,
     endpoint: Endpoint,
     body: Option<Body>,
     max_cached: usize,
@@ -183,12 +184,12 @@ impl TokenMinterBuilder {
         self
     }
 
-    /// For how long one token is handed out to all who ask for it. Default: 60 s. A token is minted for the
-    /// [`lifetime`](Self::lifetime) and this window together, which is at most an hour.
+    /// For how long one token is handed out to all who ask for it. Default: half of the [`lifetime`](Self::lifetime), at
+    /// most 60 s. A token is minted for the lifetime and this window together, which is at most an hour.
     ///
     /// It is at least as long as the [`timeout`](Self::timeout), since the life of a token begins before it arrives.
     pub fn reuse_window(mut self, window: Duration) -> Self {
-        self.reuse_window = window;
+        self.reuse_window = Some(window);
         self
     }
 
@@ -234,12 +235,16 @@ impl TokenMinterBuilder {
             return Err(InvalidMinter::NoApps);
         }
         let allowed = Endpoints::parse(&self.allowed).map_err(InvalidMinter::Pattern)?;
-        let asked_life = self.lifetime.saturating_add(self.reuse_window);
-        let is_whole = self.lifetime.subsec_nanos() == 0 && self.reuse_window.subsec_nanos() == 0;
+        let reuse_window = self.reuse_window.unwrap_or_else(|| {
+            let half = Duration::from_secs(self.lifetime.as_secs() / 2);
+            half.min(LONGEST_DEFAULT_WINDOW).max(self.timeout)
+        });
+        let asked_life = self.lifetime.saturating_add(reuse_window);
+        let is_whole = self.lifetime.subsec_nanos() == 0 && reuse_window.subsec_nanos() == 0;
         if self.lifetime.is_zero() || asked_life > LONGEST_LIFE || !is_whole {
             return Err(InvalidMinter::Lifetime);
         }
-        if self.reuse_window < self.timeout || self.reuse_window.is_zero() {
+        if reuse_window < self.timeout || reuse_window.is_zero() {
             return Err(InvalidMinter::ReuseWindow);
         }
         let base: Uri = self.rest_url.parse().map_err(|_| InvalidMinter::Url)?;
@@ -253,7 +258,7 @@ impl TokenMinterBuilder {
             url: url.parse().map_err(|_| InvalidMinter::Url)?,
             body: self.body.unwrap_or(self.endpoint.body()),
             lifetime: self.lifetime,
-            reuse_window: self.reuse_window,
+            reuse_window,
         };
         Ok(TokenMinter { call: Arc::new(call), allowed, cache: Cache::new(self.max_cached) })
     }
@@ -344,6 +349,10 @@ mod tests {
         let secs = Duration::from_secs;
         assert!(ok().build().is_ok());
         assert!(ok().lifetime(secs(3540)).build().is_ok());
+        for (lifetime, window) in [(1, 10), (21, 10), (60, 30), (120, 60), (3540, 60)] {
+            let minter = ok().lifetime(secs(lifetime)).build().unwrap();
+            assert_eq!(minter.call.reuse_window, secs(window), "{lifetime}");
+        }
         for (builder, why) in [
             (builder(), InvalidMinter::NoApps),
             (ok().lifetime(Duration::ZERO), InvalidMinter::Lifetime),
