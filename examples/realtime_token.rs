@@ -65,6 +65,8 @@ mod terminal;
 ///
 /// It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE, or --key-file, or --demo.
 #[derive(Parser)]
+// Those who wait for one token cost little, and come all at once when a page is opened by many.
+#[command(mut_arg("max_requests", |argument| argument.default_value("1000")))]
 struct Arguments {
     /// An endpoint for which it hands out tokens, such as fal-ai/fast-lcm-diffusion: `*` stands for a part of one segment,
     /// `**` for any number of segments. It may be repeated
