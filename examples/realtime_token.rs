@@ -45,18 +45,17 @@ use axum::{
 use clap::Parser;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::json;
-use tower::{Layer as _, util::MapResponseLayer};
+use tower::Layer as _;
 use tower_fal::{
     caller::Caller,
-    error::{BoxError, report},
+    error::BoxError,
     mock::MockFal,
     origin::FalOrigins,
-    realtime::{MintError, TokenMinter, TokenRoute, token_route},
+    realtime::{TokenMinter, TokenRoute, token_route},
 };
 use tower_governor::{GovernorError, GovernorLayer, governor::GovernorConfigBuilder, key_extractor::KeyExtractor};
-use tracing::warn;
 
-use self::serve::{App, Connect, FalUrls, Options, Peer, Seldom, tokens};
+use self::serve::{App, Connect, FalUrls, Options, Peer, tokens};
 
 mod serve;
 mod terminal;
@@ -136,7 +135,7 @@ async fn main() -> ExitCode {
         if let Some(mock) = upstream.mock() {
             minter = minter.rest_url(mock.rest_origin());
         }
-        let mut tokens = limited(token_route(minter.build()?).layer(MapResponseLayer::new(log)))?;
+        let mut tokens = limited(token_route(minter.build()?))?;
         tokens = match &auth_token_file {
             Some(path) => tokens.authenticate(tokens::follow(path).await?),
             None => tokens.allow_anonymous(),
@@ -153,19 +152,6 @@ async fn main() -> ExitCode {
         })
     })
     .await
-}
-
-/// Why fal gave no token is for those who run the server.
-fn log(response: Response) -> Response {
-    static FAILED: Seldom = Seldom::new();
-
-    if let Some(error) = response.extensions().get::<MintError>()
-        && response.status().is_server_error()
-        && let Some(times) = FAILED.count()
-    {
-        warn!(error = report(error), times, "there is no token");
-    }
-    response
 }
 
 /// The route, which answers 429 to a caller who asks for too many tokens.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`rotation`] | How is a key rotated without a failed request, and when may the old one be revoked? |
 //! | [`readiness`] | What does a readiness probe answer? |
+//! | [`realtime`] | How do browsers open sockets to fal without the key? |
 //! | [`observability`] | Which events and metrics are there? |
 //! | [`testing`] | How is a program tested without fal? |
 //! | [`login`] | How does a program use the login of `fal auth login`, and what happens to it? |
@@ -26,6 +27,10 @@ pub mod performance {}
 #[doc = include_str!("../docs/readiness.md")]
 #[doc(alias = "readyz", alias = "health", alias = "probe")]
 pub mod readiness {}
+
+#[doc = include_str!("../docs/realtime.md")]
+#[doc(alias = "token", alias = "websocket", alias = "tokenProvider", alias = "jwt")]
+pub mod realtime {}
 
 #[doc = include_str!("../docs/rotation.md")]
 #[doc(alias = "rotate", alias = "hot reload", alias = "revoke", alias = "kubernetes", alias = "fleet")]

@@ -151,6 +151,20 @@ pub(crate) fn answered(status: StatusCode, reason: &'static str, error: &crate::
     );
 }
 
+/// There is no realtime token for a caller, and the response says little about it. [`Runs`] limits how often it is a
+/// warning.
+#[cfg(feature = "realtime")]
+pub(crate) fn not_minted(error: &crate::realtime::MintError) {
+    static RUNS: Runs<()> = Runs::new();
+
+    event_by_turn!(
+        answers = RUNS.count((), None),
+        answers,
+        error = without_queries(&report(error)),
+        "a realtime token could not be minted, and the caller of this server got an error"
+    );
+}
+
 /// A text in which URLs end where their queries begin: clients name the URL in their errors, and a query may hold a
 /// token.
 #[cfg(feature = "axum")]

@@ -79,6 +79,7 @@
 //! | use the login of `fal auth login`, or make one | [`docs::login`], [`login`] |
 //! | rotate a key in a fleet | [`docs::rotation`] |
 //! | answer a readiness probe | [`docs::readiness`] |
+//! | let browsers open realtime sockets | [`realtime`], [`docs::realtime`] |
 //! | read logs and metrics | [`docs::observability`] |
 //! | test without fal | [`docs::testing`], [`mock`] |
 //! | put the layers together with others, or understand a compile error | [`docs::stacks`] |

@@ -75,7 +75,6 @@ pub(crate) use self::{
     connect::Connect,
     connection::Peer,
     options::{FalUrls, Options},
-    seldom::Seldom,
     upstream::Upstream,
 };
 

@@ -15,6 +15,7 @@ use super::{app::App, error::MintError, minter::TokenMinter, token::Token};
 use crate::{
     answer::Answer,
     caller::{Authenticate, Caller, Callers, InvalidPattern},
+    events,
 };
 
 /// A route that hands out tokens: `GET ?app=owner/app/realtime` is answered with `{"token":"…","expires_in":120}`.
@@ -157,13 +158,13 @@ fn wants_text(headers: &HeaderMap) -> bool {
 }
 
 /// A failure of ours or of fal's is a 503 in the end: the caller did nothing wrong and may ask again. The error is in the
-/// extensions, for a layer that logs it.
+/// extensions, for a layer that counts it.
 fn failure(error: MintError) -> Response {
-    let mut response: Response = match error {
-        MintError::NotAllowed | MintError::OneApp => NOT_ALLOWED,
-        _ => NO_TOKEN,
+    let answer = if let MintError::NotAllowed = error { NOT_ALLOWED } else { NO_TOKEN };
+    if answer == NO_TOKEN {
+        events::not_minted(&error);
     }
-    .into();
+    let mut response: Response = answer.into();
     response.extensions_mut().insert(error);
     response
 }

@@ -157,7 +157,7 @@ async fn a_certificate_of_another_host_gets_no_request() {
     assert_eq!(answer.headers["retry-after"], "1");
     assert_eq!(fal.fal.requests(), 0);
     let log = app.end().await.well();
-    assert!(log.contains("there is no token") && log.contains("certificate"), "{log}");
+    assert!(log.contains("a realtime token could not be minted") && log.contains("certificate"), "{log}");
 }
 
 #[tokio::test]

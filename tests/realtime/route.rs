@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use axum::{Router, response::IntoResponse as _};
+use axum::{Router, response::IntoResponse as _, routing::MethodRouter};
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt as _, Full};
@@ -17,6 +17,7 @@ use tower_fal::{
     mock::Presented,
     realtime::{MintError, TokenRoute, token_route},
 };
+use tower_http::cors::CorsLayer;
 
 use crate::{
     support::key,
@@ -53,22 +54,31 @@ impl Answer {
 
 impl Server {
     async fn new(route: TokenRoute) -> Self {
-        let router = Router::new().route("/api/fal/token", route.into_route());
+        Self::of(route.into_route()).await
+    }
+
+    async fn of(route: MethodRouter) -> Self {
+        let router = Router::new().route("/api/fal/token", route);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/api/fal/token", listener.local_addr().unwrap());
         let task = tokio::spawn(axum::serve(listener, router).into_future());
         Self { url, client: Client::builder(TokioExecutor::new()).build_http(), task }
     }
 
-    async fn send(&self, method: &str, query: &str, headers: &[(&'static str, &str)]) -> Answer {
+    async fn exchange(&self, method: &str, query: &str, headers: &[(&'static str, &str)]) -> Answer {
         let mut request = Request::builder().method(method).uri(format!("{}{query}", self.url));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let (head, body) = self.client.request(request.body(Full::default()).unwrap()).await.unwrap().into_parts();
         let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
-        assert_eq!(head.headers["cache-control"], "no-store", "{method} {query}");
         Answer { status: head.status.as_u16(), headers: head.headers, body }
+    }
+
+    async fn send(&self, method: &str, query: &str, headers: &[(&'static str, &str)]) -> Answer {
+        let answer = self.exchange(method, query, headers).await;
+        assert_eq!(answer.headers["cache-control"], "no-store", "{method} {query}");
+        answer
     }
 
     async fn get(&self, query: &str, headers: &[(&'static str, &str)]) -> Answer {
@@ -182,6 +192,22 @@ async fn other_methods_get_no_token() {
         assert_eq!((answer.status, answer.body.as_str()), (405, ""), "{method}");
     }
     assert_eq!(world.fal.requests(), 0);
+}
+
+/// A browser asks without the caller's token whether it may ask with it.
+#[tokio::test]
+async fn pages_of_other_origins_may_ask_if_a_layer_says_so() {
+    let world = world().await;
+    let tokens = Tokens::new([("token-of-ann", Caller::tenant("ann"))]);
+    let page = "https://app.example";
+    let cors = CorsLayer::new().allow_origin([page.parse().unwrap()]).allow_headers([header::AUTHORIZATION]);
+    let server = Server::of(route(&world).authenticate(tokens).into_route().layer(cors)).await;
+    let asks = [("origin", page), ("access-control-request-method", "GET")];
+    let preflight = server.exchange("OPTIONS", QUERY, &asks).await;
+    assert_eq!((preflight.status, preflight.headers["access-control-allow-origin"].to_str().unwrap()), (200, page));
+    let answer = server.get(QUERY, &[("origin", page), ("authorization", "Bearer token-of-ann")]).await;
+    assert_eq!((answer.status, answer.headers["access-control-allow-origin"].to_str().unwrap()), (200, page));
+    assert_eq!(server.get(QUERY, &[("origin", page)]).await.status, 401);
 }
 
 #[tokio::test]
