@@ -107,7 +107,7 @@ struct Writer {
     /// The current generation when a load was last asked for, as long as that load has not ended.
     current_when_asked: Option<Generation>,
     paces: Paces,
-    /// The newest credential, in use or not.
+    /// The generation that was given last. Its credential may be gone, as the source may take it back.
     newest: Generation,
     /// Since when the credential in use has been refused without being accepted.
     doubted: Option<(Mark, Instant)>,
@@ -260,8 +260,9 @@ impl Shared {
         urgency: Urgency,
     ) -> Past {
         let mut writer = self.writer();
-        if writer.newest > refused {
-            return Past::Newer(writer.newest);
+        let newest = self.newest();
+        if newest > refused {
+            return Past::Newer(newest);
         }
         let current = self.slot.load().generation();
         if let Some(until) = writer.paces.of(reason).cooling_until(current, urgency) {

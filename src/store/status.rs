@@ -198,6 +198,7 @@ impl Status {
     /// The newest credential is in use, or is gone.
     pub(super) fn nothing_pending(&mut self) {
         self.pending = None;
+        self.newest = self.generation;
     }
 
     /// Notes that fal has refused the current credential. Returns whether that changes what is degraded.

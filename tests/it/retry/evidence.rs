@@ -237,6 +237,23 @@ async fn a_source_that_goes_back_takes_the_new_key_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_source_went_back_a_revoked_key_is_reloaded() {
+    let (world, client) = proven().await;
+    world.source.brings(2);
+    world.store.reload().await.unwrap();
+    accepted(client.clone().oneshot(post()).await);
+    world.source.brings(1);
+    world.store.reload().await.unwrap();
+
+    // Now the key is revoked, and its successor comes a little later.
+    world.fal.knows_only(3);
+    let request = tokio::spawn(client.oneshot(post()));
+    tokio::time::sleep(RELOAD_WAIT / 2).await;
+    world.source.brings(3);
+    accepted(request.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reload_brings_the_refused_key_no_second_generation() {
     let (world, client) = proven().await;
     world.source.brings(2);
