@@ -565,7 +565,8 @@ impl Witness for Shared {
             Standby::Newest { snapshot, .. } if snapshot.generation() == generation => Some(snapshot.clone()),
             _ => None,
         };
-        if newest.is_none() && current.generation() != generation {
+        // Not its generation: the source may have gone back to this credential, which has another one since.
+        if newest.is_none() && !current.mark().is_accepted() {
             // Who waits for it looks at its evidence.
             self.status.send_modify(|_| {});
             return;
@@ -585,7 +586,7 @@ impl Witness for Shared {
         }
         if is_first {
             let current = newest.as_ref().unwrap_or(&current);
-            events::accepted(current.source(), current.credential(), generation.get());
+            events::accepted(current.source(), current.credential(), current.generation().get());
         }
         self.show();
     }

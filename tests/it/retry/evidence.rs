@@ -254,6 +254,23 @@ async fn after_a_source_went_back_a_revoked_key_is_reloaded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_success_counts_for_a_key_that_the_source_went_back_to() {
+    let world = World::new().await;
+    let client = world.client();
+    world.fal.hold();
+    let under_way = tokio::spawn(client.clone().oneshot(post()));
+    world.fal.arrivals_reach(1).await;
+    for n in [2, 1] {
+        world.source.brings(n);
+        world.store.reload().await.unwrap();
+    }
+    world.fal.release();
+    accepted(under_way.await.unwrap());
+    accepted(client.oneshot(post()).await);
+    assert!(world.store.status().accepted);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reload_brings_the_refused_key_no_second_generation() {
     let (world, client) = proven().await;
     world.source.brings(2);
