@@ -245,11 +245,15 @@ impl CredentialStore {
         self.shared.candidates()
     }
 
-    /// The newest credential, if fal did not accept it so far, it is time to try it again, and `if_any` says that it may
-    /// be tried. This costs one relaxed load otherwise.
+    /// The newest credential, if fal did not accept it so far, it is time to try it again, and the request may carry it.
+    /// This costs one relaxed load otherwise.
     #[inline]
-    pub(crate) fn take_try(&self, if_any: impl FnOnce() -> bool) -> Option<Snapshot> {
-        self.shared.take_try(if_any)
+    pub(crate) fn take_try(
+        &self,
+        may_carry: impl FnOnce() -> bool,
+        replayable: impl FnOnce() -> bool,
+    ) -> Option<Snapshot> {
+        self.shared.take_try(may_carry, replayable)
     }
 
     /// fal, or the application behind it, has refused this credential of this store. Returns the evidence for it.

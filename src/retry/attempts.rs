@@ -50,9 +50,9 @@ pub(crate) enum Next {
 }
 
 impl Attempts {
-    /// For a request with these extensions. `replayable` says whether it can be sent again.
+    /// For a request with these extensions. `replayable` says whether it can be sent again for sure.
     pub(crate) fn new(policy: Arc<Policy>, extensions: &Extensions, replayable: impl FnOnce() -> bool) -> Self {
-        let send_with = policy.take_try(|| extensions.get::<Credential>().is_none() && replayable());
+        let send_with = policy.take_try(|| extensions.get::<Credential>().is_none(), replayable);
         let progress = policy.transient.is_some().then(Progress::first);
         Self { policy, send_with, replayed: Replayed::default(), tried: Tried::new(), progress }
     }

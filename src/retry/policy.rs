@@ -121,8 +121,12 @@ impl Policy {
 
     /// The newest credential, if it is time for a request that may carry it to try it: see
     /// [`take_try`](CredentialStore::take_try).
-    pub(super) fn take_try(&self, if_any: impl FnOnce() -> bool) -> Option<Snapshot> {
-        self.store.as_ref()?.take_try(if_any)
+    pub(super) fn take_try(
+        &self,
+        may_carry: impl FnOnce() -> bool,
+        replayable: impl FnOnce() -> bool,
+    ) -> Option<Snapshot> {
+        self.store.as_ref()?.take_try(may_carry, replayable)
     }
 
     /// A request was refused that carried no credential of a layer of ours.

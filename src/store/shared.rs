@@ -136,6 +136,13 @@ impl Writer {
     }
 }
 
+impl Writer {
+    /// Whether the credential in use has been refused for a while without being accepted.
+    fn is_current_refused(&self) -> bool {
+        self.doubted.is_some_and(|(_, since)| since.elapsed() >= DOUBT_IS_CONFIRMED)
+    }
+}
+
 /// How a load has ended.
 struct Settled {
     load: u64,
@@ -466,11 +473,23 @@ impl Shared {
         }
     }
 
-    /// The newest credential, if it is not in use, it is time to try it again, and `if_any` says that it may be.
+    /// The newest credential, if it is not in use, it is time to try it again, and the request may carry it.
+    ///
+    /// A request that cannot be sent again would be lost. It tries only when the credential in use seems to be lost,
+    /// too: there may be no other requests.
     #[inline]
-    pub(super) fn take_try(&self, if_any: impl FnOnce() -> bool) -> Option<Snapshot> {
-        let may_try = self.has_tries.load(Ordering::Relaxed) && if_any();
-        if may_try { self.writer().standby.take_try() } else { None }
+    pub(super) fn take_try(
+        &self,
+        may_carry: impl FnOnce() -> bool,
+        replayable: impl FnOnce() -> bool,
+    ) -> Option<Snapshot> {
+        if !self.has_tries.load(Ordering::Relaxed) || !may_carry() {
+            return None;
+        }
+        let replayable = replayable();
+        let mut writer = self.writer();
+        let may_try = replayable || writer.is_current_refused();
+        may_try.then(|| writer.standby.take_try())?
     }
 
     /// fal, or an application behind it, has refused this credential. Returns the evidence as it stands now.

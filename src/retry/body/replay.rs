@@ -176,6 +176,12 @@ impl<B> Replay<B> {
         self.is_empty || self.upload.as_ref().is_some_and(|slot| lock(slot).as_ref().is_some_and(Upload::is_replayable))
     }
 
+    /// Whether it is sure before the first attempt that a further one can be the whole body.
+    pub(crate) fn is_certain(&self) -> bool {
+        let is_short = |upload: &Upload<B>| upload.hint.upper().is_some_and(|upper| upper <= upload.kept.most);
+        self.is_empty || self.upload.as_ref().is_some_and(|slot| lock(slot).as_ref().is_some_and(is_short))
+    }
+
     /// Takes the upload away from the attempt that has it, however far that has come, for another one. `None` when
     /// it cannot be sent again.
     pub(crate) fn start_over(&mut self) -> Option<ReplayBody<B>> {
