@@ -256,9 +256,10 @@ impl CredentialStore {
         self.shared.take_try(may_carry, replayable)
     }
 
-    /// fal, or the application behind it, has refused this credential of this store. Returns the evidence for it.
-    pub(crate) fn note_refused(&self, refused: &Snapshot, reason: Reason) -> Mark {
-        self.shared.note_refused(refused, reason)
+    /// fal, or the application behind it, has refused this credential of this store, in a request that was sent when the
+    /// evidence stood at `sent`. Returns the evidence for it.
+    pub(crate) fn note_refused(&self, refused: &Snapshot, sent: Mark, reason: Reason) -> Mark {
+        self.shared.note_refused(refused, sent, reason)
     }
 
     /// Has the driver look for a newer credential than this one, as [`reload_past`](Self::reload_past), but does not

@@ -80,8 +80,13 @@ impl Stamp {
 
     /// What a store had issued; `None` when the request brought its own credential.
     pub(crate) fn snapshot(&self) -> Option<&Snapshot> {
+        self.issued().map(|(snapshot, _)| snapshot)
+    }
+
+    /// The same with the evidence for it when the request was sent.
+    pub(crate) fn issued(&self) -> Option<(&Snapshot, Mark)> {
         match &self.sent_with {
-            SentWith::Stores(snapshot, _) => Some(snapshot),
+            SentWith::Stores(snapshot, mark) => Some((snapshot, *mark)),
             SentWith::Own(_) => None,
         }
     }

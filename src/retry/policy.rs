@@ -168,8 +168,11 @@ impl Policy {
         }
         let start = body.start();
         let said = classify(head.status, &head.headers, &start, Some(sent_with.credential()));
-        if let Some((store, snapshot)) = self.ours(&sent_with) {
-            tried.push((snapshot.clone(), store.note_refused(snapshot, said.reason)));
+        if let Some((store, (snapshot, mark))) = self.ours(&sent_with) {
+            let mark = store.note_refused(snapshot, mark, said.reason);
+            // What was accepted between two attempts with it is over.
+            tried.retain(|(earlier, _)| earlier.generation() != snapshot.generation());
+            tried.push((snapshot.clone(), mark));
         }
         let newest = newest(&tried).map(|(snapshot, _)| snapshot);
         // If the previous credential was refused as well, report the newest one. Otherwise report the credential that
@@ -197,9 +200,10 @@ impl Policy {
         Examined { response: Response::from_parts(head, PeekedBody::peeked(body)), parts, tried, replay }
     }
 
-    /// The store and its credential, if the request was sent with one of this policy's store.
-    fn ours<'a>(&'a self, sent_with: &'a Stamp) -> Option<(&'a CredentialStore, &'a Snapshot)> {
-        self.store.as_ref().zip(sent_with.snapshot()).filter(|(store, snapshot)| store.issued(snapshot))
+    /// The store and its credential, with the evidence for that when the request was sent. `None` if it was sent with
+    /// another one than this policy's store had.
+    fn ours<'a>(&'a self, sent_with: &'a Stamp) -> Option<(&'a CredentialStore, (&'a Snapshot, Mark))> {
+        self.store.as_ref().zip(sent_with.issued()).filter(|(store, (snapshot, _))| store.issued(snapshot))
     }
 
     /// Follows the rule, and tells the operator.

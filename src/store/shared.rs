@@ -492,12 +492,16 @@ impl Shared {
         may_try.then(|| writer.standby.take_try())?
     }
 
-    /// fal, or an application behind it, has refused this credential. Returns the evidence as it stands now.
-    pub(super) fn note_refused(&self, refused: &Snapshot, reason: Reason) -> Mark {
+    /// fal, or an application behind it, has refused this credential, in a request that was sent when the evidence stood
+    /// at `sent`. Returns the evidence as it stands now.
+    pub(super) fn note_refused(&self, refused: &Snapshot, sent: Mark, reason: Reason) -> Mark {
         let mut writer = self.writer();
         // Only this reason says that fal does not know the key. Any other 401, for one app that the key may not use,
         // must take nothing from other requests.
         let is_unknown = reason == Reason::UnknownCredential;
+        if is_unknown && !sent.was_ever_accepted() && refused.mark().is_accepted() {
+            return sent; // fal has come to know it while the refusal was on its way
+        }
         let mark = if is_unknown { refused.evidence().doubt() } else { refused.mark() };
         let current = self.slot.load();
         if current.generation() != refused.generation() {

@@ -611,8 +611,8 @@ fn a_status_as_json_in_each_state() {
             r#"{"ready":true,"degraded":["reload_failing"],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","account":null,"loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":"vault: has no credential any more","consecutive_failures":2,"driver":"running","accepted":false,"pending":null}"#
         );
 
-        store.note_refused(&store.load(), Reason::UnknownCredential);
-        store.note_refused(&store.load(), Reason::AccountLocked(LockReason::TopUp));
+        refuse(&store, &store.load(), Reason::UnknownCredential);
+        refuse(&store, &store.load(), Reason::AccountLocked(LockReason::TopUp));
         assert_eq!(
             json(&store),
             r#"{"ready":true,"degraded":["reload_failing","refused","account_locked"],"store":"house","generation":1,"source":"vault","scheme":"Key","key_id":"first","account":null,"loaded_at":1800000000,"checked_at":1800000000,"expires_at":null,"last_error":"vault: has no credential any more","consecutive_failures":2,"driver":"running","accepted":false,"pending":null}"#
@@ -642,14 +642,18 @@ fn a_status_as_json_in_each_state() {
     );
 }
 
+fn refuse(store: &CredentialStore, refused: &Snapshot, reason: Reason) {
+    store.note_refused(refused, refused.mark(), reason);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refusal_stands_for_a_minute_and_for_its_own_credential() {
     let (store, _, clock) = observed(Credential::key("first:secret").unwrap()).await;
     let degraded = || store.status().degraded().collect::<Vec<_>>();
     let first = store.load();
-    store.note_refused(&first, Reason::WrongScheme);
+    refuse(&store, &first, Reason::WrongScheme);
     clock.forward(59);
-    store.note_refused(&first, Reason::MissingCredential);
+    refuse(&store, &first, Reason::MissingCredential);
     clock.forward(59);
     assert_eq!(degraded(), [Degraded::Refused]);
     let last = store.status().last_refusal().unwrap();
@@ -659,24 +663,24 @@ async fn a_refusal_stands_for_a_minute_and_for_its_own_credential() {
 
     // One that is about a single app says nothing about the credential.
     for reason in [Reason::Application, Reason::Unknown, Reason::AccessDenied, Reason::InsufficientPermissions] {
-        store.note_refused(&first, reason);
+        refuse(&store, &first, reason);
     }
     assert_eq!(degraded(), []);
 
     // A rotation ends a refusal, and not a lock: that is the account's.
-    store.note_refused(&first, Reason::UnknownCredential);
-    store.note_refused(&first, Reason::AccountLocked(LockReason::ExhaustedBalance));
+    refuse(&store, &first, Reason::UnknownCredential);
+    refuse(&store, &first, Reason::AccountLocked(LockReason::ExhaustedBalance));
     assert_eq!(degraded(), [Degraded::Refused, Degraded::AccountLocked]);
     store.replace(Credential::key("second:secret").unwrap());
     assert_eq!(degraded(), [Degraded::AccountLocked]);
     // A late refusal of the previous credential says nothing.
-    store.note_refused(&first, Reason::MalformedCredential);
+    refuse(&store, &first, Reason::MalformedCredential);
     assert_eq!(degraded(), [Degraded::AccountLocked]);
     clock.forward(60);
     assert_eq!(degraded(), []);
 
     // A clock that is set back does not make it stand for ever.
-    store.note_refused(&store.load(), Reason::MalformedCredential);
+    refuse(&store, &store.load(), Reason::MalformedCredential);
     clock.set(StoppedClock::START - 3600);
     assert_eq!(degraded(), []);
 }
@@ -689,19 +693,19 @@ async fn a_refusal_wakes_subscribers_only_when_degraded_changes() {
     let (unknown, missing) = (Reason::UnknownCredential, Reason::MissingCredential);
     let locked = Reason::AccountLocked(LockReason::Admin);
     for (reason, wakes) in [(unknown, true), (unknown, false), (missing, false), (locked, true), (unknown, false)] {
-        store.note_refused(&store.load(), reason);
+        refuse(&store, &store.load(), reason);
         assert_eq!(woken(), wakes, "{reason:?}");
     }
     for _ in 0..10_000 {
         clock.forward(1);
-        store.note_refused(&store.load(), unknown);
+        refuse(&store, &store.load(), unknown);
         assert!(!woken());
     }
-    store.note_refused(&store.load(), Reason::Application);
+    refuse(&store, &store.load(), Reason::Application);
     assert!(!woken());
     clock.forward(60);
     assert!(!woken(), "time passes, and nobody is woken");
-    store.note_refused(&store.load(), unknown);
+    refuse(&store, &store.load(), unknown);
     assert!(woken(), "it had lapsed");
 }
 

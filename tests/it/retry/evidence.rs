@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request};
-use http_body_util::{BodyExt as _, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use tower::{Layer as _, ServiceBuilder, ServiceExt as _};
 use tower_fal::{CredentialStore, FalAuthError, FalAuthLayer, origin::FalOrigins, store::Degraded};
 
@@ -186,6 +187,24 @@ async fn a_switch_between_two_attempts_fails_nobody() {
     let (result, took) = timed(client.oneshot(post())).await;
     accepted(result);
     assert_eq!((world.fal.keys(), took), (vec![1, 2, 1, 2], AT_ONCE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_an_acceptance_overtakes_fails_nobody() {
+    let (world, client) = proven().await;
+    world.rotate(2);
+    // The new key is refused. Before that is read, fal knows it, and another request shows so.
+    let text = async {
+        tokio::time::sleep(SECOND / 2).await;
+        Ok(Frame::data(Bytes::from_static(br#"{"detail":"No user found for Key ID and Secret"}"#)))
+    };
+    world.fal.will_answer(super::answer_with(401, StreamBody::new(futures_util::stream::once(text))));
+    let refused = tokio::spawn(client.clone().oneshot(post()));
+    world.fal.arrivals_reach(2).await;
+    world.fal.knows_only(2);
+    accepted(client.oneshot(post()).await);
+    accepted(refused.await.unwrap());
+    assert_eq!(world.fal.keys(), [1, 2, 2, 2]);
 }
 
 #[tokio::test(start_paused = true)]
