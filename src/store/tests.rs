@@ -16,7 +16,7 @@ use tokio_test::{assert_pending, task};
 
 use super::*;
 use crate::{
-    error::{LockReason, SourceErrorKind},
+    error::{BoxError, LockReason, SourceErrorKind},
     source::{LoadReason, from_fn_with},
 };
 
@@ -589,6 +589,22 @@ async fn observed(first: Credential) -> (CredentialStore, Arc<Mutex<Option<Crede
 
 fn json(store: &CredentialStore) -> String {
     serde_json::to_string(&store.status()).unwrap()
+}
+
+/// A plain word that nothing but the store knows for a secret.
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_source_shows_no_secret_of_the_store() {
+    let source = from_fn_with("vault", None, AtomicU64::new(0).into(), async |loads: Arc<AtomicU64>| {
+        match loads.fetch_add(1, Ordering::Relaxed) {
+            0 => Ok::<_, BoxError>(Some(Credential::key("first:plain-word")?)),
+            _ => Err("first:plain-word is not in the vault".into()),
+        }
+    });
+    let store = CredentialStore::builder(source).build().await.unwrap();
+    store.reload().await.unwrap_err();
+    let error = store.status().last_error.unwrap();
+    let text = format!("{error:?} {}", crate::error::report(&error));
+    assert!(text.contains("is not in the vault") && !text.contains("plain-word"), "{text}");
 }
 
 #[test]
