@@ -92,10 +92,14 @@ async fn main() -> ExitCode {
 }
 
 async fn whoami(arguments: &Arguments) -> Result<(), BoxError> {
-    let store = CredentialStore::from_default().await?;
-    let watch = tokio::time::sleep(Duration::from_secs(arguments.watch.unwrap_or_default()));
     let interrupted = tokio::signal::ctrl_c();
-    tokio::pin!(watch, interrupted);
+    tokio::pin!(interrupted);
+    let store = tokio::select! {
+        store = CredentialStore::from_default() => store?,
+        _ = &mut interrupted => return Err("interrupted".into()),
+    };
+    let watch = tokio::time::sleep(Duration::from_secs(arguments.watch.unwrap_or_default()));
+    tokio::pin!(watch);
     let mut changes = store.subscribe();
     let mut shown = show(&store, arguments.check).await?;
     loop {
