@@ -21,6 +21,8 @@ mod shim;
 mod refusals;
 mod runs;
 mod store_metrics;
+#[cfg(feature = "webhook")]
+pub(crate) mod webhook;
 
 pub(crate) use self::refusals::Refusals;
 pub(crate) use self::store_metrics::StoreMetrics;

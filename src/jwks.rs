@@ -58,7 +58,8 @@ impl KeySet {
                     self.rsa.push(RsaKey { id: entry.id, modulus, exponent });
                 }
             }
-            ("OKP", Some("Ed25519")) => {
+            // RFC 8037 calls the algorithm `EdDSA`, and RFC 9864 `Ed25519`.
+            ("OKP", Some("Ed25519")) if matches!(entry.algorithm.as_deref(), None | Some("EdDSA" | "Ed25519")) => {
                 if let Some(Ok(key)) = bytes(entry.x, 32).map(<[u8; 32]>::try_from) {
                     self.ed25519.push(key);
                 }
@@ -116,7 +117,9 @@ mod tests {
     fn keys_that_cannot_be_used_are_passed_over() {
         let text = r#"{"keys":[7, {}, {"kty":"EC","crv":"P-256"}, {"kty":"OKP","crv":"X25519","x":"AAAA"},
             {"kty":"OKP","crv":"Ed25519","x":"AAAA"}, {"kty":"OKP","crv":"Ed25519","x":"!"}, {"kty":"RSA","n":"","e":""},
-            {"kty":"RSA","n":"AQAB","e":"AQAB","use":"enc"}, {"kty":"RSA","n":"AQAB","e":"AQAB","alg":"RS512"}]}"#;
+            {"kty":"RSA","n":"AQAB","e":"AQAB","use":"enc"}, {"kty":"RSA","n":"AQAB","e":"AQAB","alg":"RS512"},
+            {"kty":"OKP","crv":"Ed25519","x":"KEY","use":"enc"}, {"kty":"OKP","crv":"Ed25519","x":"KEY","alg":"HS256"}]}"#
+            .replace("KEY", &URL_SAFE_NO_PAD.encode([7; 32]));
         let set = KeySet::parse(text.as_bytes()).unwrap();
         assert!(set.rsa.is_empty() && set.ed25519.is_empty(), "{set:?}");
     }

@@ -136,6 +136,7 @@
 //! | rest: `POST /tokens/` with `{"allowed_apps":["flux"],"token_expiration":120}` | a [realtime token](#realtime-tokens) for the app of each alias, as a JSON string |
 //! | rest: `POST /tokens/realtime` with `{"allowed_apps":["fal-ai/flux/realtime"],"duration":120}` | one for exactly these paths: `{"token":…}`. With `"app"` and one path in the place of `"allowed_apps"`, it is a JSON string |
 //! | rest: `POST /storage/upload/initiate`, or `…/initiate-multipart` | `{"upload_url":"HOST/upload/{id}?signature=…","file_url":"HOST/files/{id}"}`, on an origin of their own |
+//! | rest: `GET /.well-known/jwks.json` | with the feature `webhook`, the [public keys of the webhooks](#webhooks), also without any credential; or what the test [set](MockFal::answer) |
 //! | storage: `PUT /upload/{id}/{n}`, a part of an upload that was begun as `initiate-multipart` | `{"partNumber":n,"etag":…}` |
 //! | storage: `POST /upload/{id}/complete` with `{"parts":[{"partNumber":n,"etag":…}]}` | `{"ok":true}`, or 400 if these are not the parts that have arrived |
 //! | storage: any other `PUT /upload/…` | `{"images":[],…}` as above. It needs no credential, and takes any: [`received`](MockFal::received) says whether there was one. The file is not stored |
@@ -186,14 +187,22 @@
 //! For a token, fal wants an alias at `/tokens/` and a whole path at `/tokens/realtime`: the other one is 403
 //! `Forbidden`. Without a list of apps, or without a life between a second and a day, the answer is 422.
 //!
+//! # Webhooks
+//! With the feature `webhook`, a submit to the queue with `?fal_webhook=URL` leads to a signed delivery, at once, if the
+//! URL is `http` on a loopback address. It is `{"request_id":…,"gateway_request_id":…,"status":"OK","payload":…}` with
+//! the four headers of fal's, or `"status":"ERROR"` with `error` for a job that fails. After a 5xx, and when there is no
+//! answer in time, it is [sent again](MockFal::webhook_repeats). [`webhook_delivered`](MockFal::webhook_delivered) waits
+//! for its end, [`rotate_webhook_key`](MockFal::rotate_webhook_key) changes the key, and
+//! [`accept_for`](MockFal::accept_for) brings a second account.
+//!
 //! # Sources
 //! The texts are those in fal's documentation, its clients, and reports of its users; the messages of WebSockets are
 //! those of its documentation and clients. The following have no such source: the words after "Authentication is
 //! required" and after "Insufficient permissions", the answer to a JWT that can be decoded and is not valid, the
 //! `detail` of failures, the `error` of a job, what becomes of a cancelled job, how a handshake with a bad *key* is
 //! answered, when fal closes a socket and with which code, what becomes of an open one when its key is revoked, the
-//! answers to a wrong request for a token and to a stream with a token that is not valid, and the answers of the storage
-//! beyond `partNumber` and `etag`.
+//! answers to a wrong request for a token and to a stream with a token that is not valid, the answers of the storage
+//! beyond `partNumber` and `etag`, and how long fal waits before it repeats a webhook.
 //!
 //! More than one `authorization` header is never valid. A body that is cut off before its end is answered with 400, if
 //! the client is still there.
@@ -221,6 +230,11 @@ mod storage;
 mod target;
 mod token;
 mod upload;
+#[cfg(feature = "webhook")]
+mod webhook;
+#[cfg(not(feature = "webhook"))]
+#[path = "mock/no_webhook.rs"]
+mod webhook;
 
 use std::{
     fmt, io,
@@ -247,6 +261,7 @@ use self::{
     scope::Scope,
     shared::Shared,
     target::{Host, Plays},
+    webhook::Webhooks,
 };
 use crate::credential::Credential;
 
@@ -276,6 +291,7 @@ impl MockFal {
         let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
         let (run, queue, ws) = (bind().await?, bind().await?, bind().await?);
         let (rest, storage) = (bind().await?, bind().await?);
+        let scope = Scope::new();
         let shared = Arc::new(Shared {
             run: run.local_addr()?,
             queue: queue.local_addr()?,
@@ -284,8 +300,8 @@ impl MockFal {
             storage: storage.local_addr()?,
             state: Mutex::default(),
             events: watch::Sender::new(usize::MAX),
+            webhooks: Webhooks::new(scope.tasks()),
         });
-        let scope = Scope::new();
         let listeners =
             [(run, Host::Run), (queue, Host::Queue), (ws, Host::Ws), (rest, Host::Rest), (storage, Host::Storage)];
         for (listener, host) in listeners {

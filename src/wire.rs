@@ -46,6 +46,12 @@ pub(crate) mod token {
     pub(crate) const PARAMETER: &str = "fal_jwt_token";
 }
 
+/// Where the public keys are with which fal signs its webhooks. Older pages name `rest.alpha.fal.ai`.
+///
+/// Source: fal's documentation, "Webhooks".
+#[cfg(feature = "webhook")]
+pub(crate) const WEBHOOK_KEYS: &str = "https://rest.fal.ai/.well-known/jwks.json";
+
 /// Whether a runner handled the request: then the answer is the application's, and fal had accepted the credential.
 pub(crate) fn is_of_a_runner(headers: &HeaderMap) -> bool {
     [header::SERVED_FROM, header::BILLABLE_UNITS, header::RUNNER_HINTS].iter().any(|name| headers.contains_key(name))
@@ -105,4 +111,18 @@ pub(crate) mod header {
     ///
     /// Source: `fal` 1.83.0 (`sdk.py`).
     pub(crate) const USER_ID: HeaderName = HeaderName::from_static("x-fal-user-id");
+
+    /// The id of the request whose result a webhook delivers.
+    ///
+    /// Source of the four headers of a webhook: fal's documentation, "Webhooks".
+    pub(crate) const WEBHOOK_REQUEST_ID: HeaderName = HeaderName::from_static("x-fal-webhook-request-id");
+
+    /// The account whose key submitted that request.
+    pub(crate) const WEBHOOK_USER_ID: HeaderName = HeaderName::from_static("x-fal-webhook-user-id");
+
+    /// When the webhook was signed, in seconds since 1970.
+    pub(crate) const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("x-fal-webhook-timestamp");
+
+    /// The Ed25519 signature in hexadecimal digits.
+    pub(crate) const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("x-fal-webhook-signature");
 }

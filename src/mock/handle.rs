@@ -26,6 +26,7 @@ use super::{
     storage,
     target::{Call, Host, Target, UPLOADS, authority},
     upload::{self, Upload},
+    webhook::Webhooks,
 };
 
 /// How much of a body is kept, in bytes, where content is kept.
@@ -167,7 +168,7 @@ fn decide<'a>(
     }
     let target = match target {
         Ok(target) => target,
-        Err(path) => return Next::Answer(Answer::detail(StatusCode::NOT_FOUND, format!("Path {path} not found"))),
+        Err(path) => return Next::Answer(unknown_path(path)),
     };
     let refusal = refusal(state, &target, credentials);
     if target.call == Call::Connect {
@@ -205,6 +206,10 @@ fn decide<'a>(
     })
 }
 
+fn unknown_path(path: &str) -> Answer {
+    Answer::detail(StatusCode::NOT_FOUND, format!("Path {path} not found"))
+}
+
 /// Carries out a request whose whole body has arrived.
 fn perform(target: Target<'_>, upload: &Upload, head: &Parts, number: u64, connection: &Connection) -> Answer {
     let output = output(target.path, upload.length, &upload.start);
@@ -219,10 +224,15 @@ fn perform(target: Target<'_>, upload: &Upload, head: &Parts, number: u64, conne
                 Some(Failure::Job(error)) => Err(error),
                 _ => Ok(run(target.path, output, connection)),
             };
+            Webhooks::submitted(&connection.shared, head, &request_id(number), &outcome);
             state().submit(number, target.app, outcome);
             Answer::ok(follow.status(Stage::Queued, Vec::new()))
         }
         Call::Mint(form) => state().tokens.mint(form, &upload.start),
+        Call::WebhookKeys => {
+            let set = state().answer(target.path);
+            set.or_else(|| connection.shared.webhooks.keys()).unwrap_or_else(|| unknown_path(target.path))
+        }
         Call::Initiate => initiated(number, head, connection),
         Call::InitiateParts => {
             state().parts.begin(number);

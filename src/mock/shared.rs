@@ -8,7 +8,7 @@ use std::{
 use http::Uri;
 use tokio::sync::watch;
 
-use super::{state::State, target::Host};
+use super::{state::State, target::Host, webhook::Webhooks};
 
 /// Where the hosts are, and what the mock knows.
 pub(super) struct Shared {
@@ -20,6 +20,7 @@ pub(super) struct Shared {
     pub(super) state: Mutex<State>,
     /// How many events a stream may send.
     pub(super) events: watch::Sender<usize>,
+    pub(super) webhooks: Webhooks,
 }
 
 impl Shared {

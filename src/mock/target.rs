@@ -115,6 +115,8 @@ pub(super) enum Call<'a> {
     Complete(&'a str),
     /// A browser asks whether a page may upload.
     Preflight,
+    /// The public keys of the webhooks.
+    WebhookKeys,
     /// Anything else on the hosts that run no application.
     Other,
 }
@@ -174,6 +176,7 @@ fn rest(method: &Method, path: &str) -> Call<'static> {
         (&Method::POST, "/storage/upload/initiate-multipart") => Call::InitiateParts,
         (&Method::POST, "/tokens/") => Call::Mint(Form::Aliases),
         (&Method::POST, "/tokens/realtime") => Call::Mint(Form::Paths),
+        (&Method::GET, WEBHOOK_KEYS) => Call::WebhookKeys,
         _ => Call::Other,
     }
 }
@@ -193,6 +196,9 @@ fn storage<'a>(method: &Method, path: &'a str) -> Option<Call<'a>> {
 fn wants_socket(head: &Parts) -> bool {
     head.headers.get(UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
+
+/// Where the public keys of the webhooks are.
+pub(super) const WEBHOOK_KEYS: &str = "/.well-known/jwks.json";
 
 /// What the path of an upload begins with.
 pub(super) const UPLOADS: &str = "/upload/";

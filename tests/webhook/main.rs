@@ -1,0 +1,9 @@
+//! Deliveries of fal's: what is believed, what is not, and what becomes of repeats.
+
+mod bodies;
+mod keys;
+mod observe;
+mod repeats;
+mod server;
+mod signatures;
+mod support;
