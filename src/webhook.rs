@@ -82,7 +82,7 @@ mod signature;
 pub use self::{
     accounts::{Accounts, InvalidAccounts},
     body::{ResponseBody, WebhookBody},
-    keys::{KeysStatus, WebhookKeys},
+    keys::{InvalidKeysUrl, KeysStatus, WebhookKeys},
     layer::{ResponseFuture, VerifyWebhook, VerifyWebhookLayer},
     payload::{OutputError, WebhookPayload, WebhookStatus},
     rejection::Rejection,

@@ -16,12 +16,7 @@ use tower_service::Service;
 
 use self::driver::Driver;
 use super::{PublicKeys, Rejection};
-use crate::{
-    error::BoxError,
-    fetch::Fetch,
-    origin::{FalOrigins, InvalidOrigin},
-    wire,
-};
+use crate::{error::BoxError, fetch::Fetch, origin::FalOrigins, wire};
 
 mod driver;
 mod freshness;
@@ -94,7 +89,7 @@ impl WebhookKeys {
     ///
     /// # Panics
     /// Outside a Tokio runtime.
-    pub fn from_url<S, B>(client: S, url: Uri) -> Result<Self, InvalidOrigin>
+    pub fn from_url<S, B>(client: S, url: Uri) -> Result<Self, InvalidKeysUrl>
     where
         S: Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send>,
         S: Clone + Send + 'static,
@@ -102,8 +97,10 @@ impl WebhookKeys {
     {
         let scheme = url.scheme_str().unwrap_or_default();
         let authority = url.authority().map_or("", |authority| authority.as_str());
-        // The rule for this is that of the origins to which a credential may go.
-        let _: FalOrigins = FalOrigins::only([])?.and(&format!("{scheme}://{authority}"))?;
+        // The rule is that for the origins to which a credential may go.
+        let origin = format!("{scheme}://{authority}");
+        let _: FalOrigins =
+            FalOrigins::only([]).and_then(|origins| origins.and(&origin)).map_err(|_| InvalidKeysUrl)?;
         Ok(Self::fetched(client, url))
     }
 
@@ -221,6 +218,12 @@ impl fmt::Debug for WebhookKeys {
         f.debug_tuple("WebhookKeys").field(&self.status()).finish()
     }
 }
+
+/// The URL of the keys is one from which they cannot be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the public keys are taken from an `https` URL, or from an `http` URL of this machine")]
+#[non_exhaustive]
+pub struct InvalidKeysUrl;
 
 /// How it stands with the keys. It serialises as one flat object: `ready`, `degraded`, `keys`, `fetched_at` in seconds
 /// since 1970, `consecutive_failures` and `last_error`.

@@ -1,6 +1,7 @@
 //! Deliveries of fal's: what is believed, what is not, and what becomes of repeats.
 
 mod bodies;
+mod example;
 mod keys;
 mod observe;
 mod repeats;
