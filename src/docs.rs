@@ -11,6 +11,7 @@
 //! | [`stacks`] | Which layers go around which client, and what does a compile error mean? |
 //! | [`performance`] | What does it cost? |
 //! | [`secrets`] | Where does the credential go, where does it show, and what is wiped? |
+//! | [`webhooks`] | Which deliveries of fal's are believed, and what becomes of repeats? |
 
 #[doc = include_str!("../docs/login.md")]
 #[doc(alias = "github", alias = "oauth", alias = "device flow", alias = "auth0", alias = "team")]
@@ -47,3 +48,7 @@ pub mod stacks {}
 #[doc = include_str!("../docs/testing.md")]
 #[doc(alias = "test", alias = "python")]
 pub mod testing {}
+
+#[doc = include_str!("../docs/webhooks.md")]
+#[doc(alias = "signature", alias = "ed25519", alias = "jwks", alias = "idempotency")]
+pub mod webhooks {}

@@ -458,6 +458,29 @@ async fn the_keys_of_the_mock_are_fetched_over_a_socket() {
 }
 
 #[tokio::test]
+async fn the_mock_answers_for_its_keys_as_the_test_has_set() {
+    let fal = MockFal::start().await.unwrap();
+    let status_of = async || {
+        let keys = keys_of(&fal);
+        let verify = layer(keys.clone()).layer(Handler::new());
+        let status = verify.oneshot(delivery(&fal, "r-1")).await.unwrap().status();
+        (status, keys.status().last_error)
+    };
+    fal.answer("/.well-known/jwks.json", tower_fal::mock::Answer::bytes("text/html", "<html>"));
+    let (status, error) = status_of().await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(error.unwrap(), "the answer that should have fal's keys cannot be used: it is not a JSON Web Key Set");
+    fal.fail_next_on("/.well-known/jwks.json", 1, Failure::Status(StatusCode::BAD_GATEWAY));
+    let (status, error) = status_of().await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(error.unwrap(), "the keys of fal's webhooks could not be fetched: the answer has the status 502");
+    fal.clear_answer("/.well-known/jwks.json");
+    assert_eq!(status_of().await, (StatusCode::OK, None));
+    // The keys are public: nobody has shown a key to get them.
+    assert!(fal.received().iter().all(|request| request.presented == tower_fal::mock::Presented::Nothing));
+}
+
+#[tokio::test]
 async fn the_status_is_one_flat_object() {
     let fal = MockFal::start().await.unwrap();
     let keys = keys_of(&fal);
