@@ -12,7 +12,6 @@
 
 use std::{
     convert::Infallible,
-    fmt::Write as _,
     hint::black_box,
     process::ExitCode,
     time::{Instant, SystemTime},
@@ -23,6 +22,7 @@ use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
 use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Builder;
 use tower::{Layer as _, ServiceExt as _, service_fn};
@@ -45,8 +45,6 @@ fn main() -> ExitCode {
     let keys = PublicKeys::from_jwks(jwks.to_string().as_bytes()).unwrap();
     let signed = |n: usize| fal.sign_webhook(MockFal::USER_ID, &format!("r-{n}"), SystemTime::now(), &body);
 
-    let headers = signed(0);
-    let bare = Bare::new(jwks["keys"][0]["x"].as_str().unwrap(), &headers);
     let accounts = Accounts::only([MockFal::USER_ID]).unwrap();
     let layer = VerifyWebhookLayer::for_accounts(WebhookKeys::fixed(keys.clone()), [MockFal::USER_ID]).unwrap();
     let service = layer.layer(service_fn(async |_: Request<WebhookBody<Full<Bytes>>>| {
@@ -55,17 +53,21 @@ fn main() -> ExitCode {
 
     let mut times = [const { Vec::new() }; 3];
     for round in 0..rounds + 1 {
-        let requests: Vec<_> = (0..BATCH)
-            .map(|n| {
+        // The same deliveries for all three, and others in each round: the processor learns how a signature goes.
+        let headers: Vec<_> = (0..BATCH).map(|n| signed(round * BATCH + n)).collect();
+        let bare: Vec<_> = headers.iter().map(|headers| Bare::new(&jwks, headers)).collect();
+        let requests: Vec<_> = headers
+            .iter()
+            .map(|headers| {
                 let mut request = Request::post("/webhook").body(Full::new(body.clone())).unwrap();
-                request.headers_mut().extend(signed(round * BATCH + n));
+                request.headers_mut().extend(headers.clone());
                 (service.clone(), request)
             })
             .collect();
-        let by_bare = time(|| (0..BATCH).for_each(|_| assert!(bare.verify(black_box(&body)))));
+        let by_bare = time(|| bare.iter().for_each(|bare| assert!(bare.verify(black_box(&body)))));
         let by_verify = time(|| {
-            for _ in 0..BATCH {
-                verify(black_box(&headers), black_box(&body), &keys, &accounts, SystemTime::now()).unwrap();
+            for headers in &headers {
+                verify(black_box(headers), black_box(&body), &keys, &accounts, SystemTime::now()).unwrap();
             }
         });
         let by_layer = time(|| {
@@ -106,7 +108,8 @@ struct Bare {
 }
 
 impl Bare {
-    fn new(key: &str, headers: &HeaderMap) -> Self {
+    fn new(jwks: &Value, headers: &HeaderMap) -> Self {
+        let key = jwks["keys"][0]["x"].as_str().unwrap();
         let value = |name| headers[name].to_str().unwrap();
         let names = ["x-fal-webhook-request-id", "x-fal-webhook-user-id", "x-fal-webhook-timestamp"];
         let digits = value("x-fal-webhook-signature");
@@ -122,7 +125,7 @@ impl Bare {
     fn verify(&self, body: &[u8]) -> bool {
         let mut message = self.parts.clone();
         for byte in Sha256::digest(body) {
-            write!(message, "{byte:02x}").unwrap();
+            message.extend([byte >> 4, byte & 15].map(|half| char::from(b"0123456789abcdef"[usize::from(half)])));
         }
         self.key.verify_strict(message.as_bytes(), &self.signature).is_ok()
     }
