@@ -8,10 +8,10 @@ pub(crate) fn keys_changed(keys: usize) {
     event!(info, keys, "fal's webhook keys were fetched");
 }
 
-/// The keys were not fetched. The last good ones stay. `failures` is the number of failures in a row.
-pub(crate) fn keys_not_fetched(error: &str, failures: u32) {
+/// The keys were not fetched. The last good ones stay.
+pub(crate) fn keys_not_fetched(error: &str, in_a_row: u32) {
     event_by_turn!(
-        failures = failures,
+        failures = in_a_row,
         failures,
         error,
         "could not fetch fal's webhook keys; keeping the last good ones"

@@ -44,7 +44,7 @@ impl<S: Stream<Item = Result<Frame<Bytes>, io::Error>> + Unpin> Body for Claims<
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.hint.clone()
+        self.hint
     }
 }
 

@@ -20,10 +20,12 @@ use tokio::{
 use tower::{Layer as _, ServiceExt as _, service_fn};
 use tower_fal::{
     mock::{Failure, MockFal},
-    webhook::{Rejection, VerifyWebhook, WebhookKeys},
+    webhook::{Rejection, ResponseBody, VerifyWebhook, WebhookKeys},
 };
 
-use crate::support::{BODY, Handler, client, delivery, fetches, forged, keys_of, layer, reason, with_headers};
+use crate::support::{
+    BODY, Handler, PATIENCE, client, delivery, fetches, forged, keys_of, layer, reason, with_headers,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -141,9 +143,13 @@ impl World {
         Self { fal, endpoint, keys, handler, verify }
     }
 
+    async fn answers(&self, request: Request<Full<Bytes>>) -> Response<ResponseBody<Full<Bytes>>> {
+        timeout(PATIENCE, self.verify.clone().oneshot(request)).await.unwrap().unwrap()
+    }
+
     /// What becomes of a delivery: its status, and the reason if there is one.
     async fn sends(&self, request: Request<Full<Bytes>>) -> (u16, String) {
-        let response = self.verify.clone().oneshot(request).await.unwrap();
+        let response = self.answers(request).await;
         let status = response.status().as_u16();
         (status, if status == 200 { String::new() } else { reason(response).await })
     }
@@ -238,7 +244,7 @@ async fn a_new_key_within_the_minute_is_held_back_and_not_lost() {
     world.endpoint.publishes_keys_of(&world.fal);
     sleep(Duration::from_secs(20)).await;
 
-    let response = world.verify.clone().oneshot(delivery(&world.fal, "r-2")).await.unwrap();
+    let response = world.answers(delivery(&world.fal, "r-2")).await;
     assert_eq!(response.headers()["retry-after"], "40");
     let rejection = response.extensions().get::<Rejection>().unwrap();
     assert!(
@@ -295,7 +301,7 @@ async fn without_any_keys_deliveries_are_answered_with_503() {
         let world = World::with(fal.clone(), Endpoint::saying(says));
         assert!(!world.keys.status().is_ready() && world.keys.status().is_degraded());
         let before = Instant::now();
-        let response = world.verify.clone().oneshot(delivery(&world.fal, "r-1")).await.unwrap();
+        let response = world.answers(delivery(&world.fal, "r-1")).await;
         assert!(before.elapsed() <= Duration::from_secs(5));
         assert_eq!(response.headers()["retry-after"], "1");
         assert_eq!(reason(response).await, "no_keys");

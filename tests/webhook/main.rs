@@ -1,5 +1,8 @@
 //! Deliveries of fal's: what is believed, what is not, and what becomes of repeats.
 
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
 mod bodies;
 mod example;
 mod keys;

@@ -14,12 +14,17 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
-use tokio::sync::{Semaphore, watch};
-use tower::{Layer as _, ServiceExt as _, service_fn};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+use tower::{Layer as _, Service, ServiceExt as _, service_fn};
 use tower_fal::{
     error::BoxError,
     mock::MockFal,
-    webhook::{RecentIds, Seen, SeenIds, VerifiedWebhook, VerifyWebhookLayer, WebhookBody},
+    webhook::{
+        RecentIds, ResponseBody, Seen, SeenIds, VerifiedWebhook, VerifyWebhook, VerifyWebhookLayer, WebhookBody,
+    },
 };
 
 use crate::support::{BODY, Handler, PATIENCE, delivery, fixed_keys_of, layer, reason, with_headers};
@@ -122,7 +127,7 @@ impl Gate {
 
     async fn entered(&self, count: usize) {
         let mut entered = self.entered.subscribe();
-        tokio::time::timeout(PATIENCE, entered.wait_for(|entered| *entered >= count)).await.unwrap().unwrap();
+        timeout(PATIENCE, entered.wait_for(|entered| *entered >= count)).await.unwrap().unwrap();
     }
 }
 
@@ -140,7 +145,7 @@ async fn of_two_deliveries_at_once_one_has_to_wait() {
     }));
     let first = tokio::spawn(verify.clone().oneshot(delivery(&fal, "r-1")));
     gate.entered(1).await;
-    let second = verify.clone().oneshot(delivery(&fal, "r-1")).await.unwrap();
+    let second = timeout(PATIENCE, verify.clone().oneshot(delivery(&fal, "r-1"))).await.unwrap().unwrap();
     assert_eq!(
         (second.status(), second.headers()["retry-after"].as_bytes()),
         (StatusCode::SERVICE_UNAVAILABLE, &b"1"[..])
@@ -171,7 +176,8 @@ async fn of_a_hundred_at_once_one_is_handled() {
     let mut deliveries: FuturesUnordered<_> =
         (0..100).map(|_| tokio::spawn(verify.clone().oneshot(delivery(&fal, "r-1")))).collect();
     for _ in 0..99 {
-        assert_eq!(reason(deliveries.next().await.unwrap().unwrap().unwrap()).await, "being_handled");
+        let one = timeout(PATIENCE, deliveries.next()).await.unwrap().unwrap();
+        assert_eq!(reason(one.unwrap().unwrap()).await, "being_handled");
     }
     gate.out.add_permits(1);
     assert_eq!(deliveries.next().await.unwrap().unwrap().unwrap().status(), StatusCode::OK);
@@ -306,7 +312,7 @@ async fn a_caller_that_goes_away_leaves_nothing_behind_in_the_database() {
             tokio::time::sleep(Duration::from_secs(1)).await;
             Ok::<_, Infallible>(answer(StatusCode::OK))
         }));
-        let answered = tokio::time::timeout(Duration::from_millis(after), verify.oneshot(delivery(&fal, "r-1"))).await;
+        let answered = timeout(Duration::from_millis(after), verify.oneshot(delivery(&fal, "r-1"))).await;
         assert!(answered.is_err());
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(database.calls(), calls, "{after}");
@@ -314,6 +320,15 @@ async fn a_caller_that_goes_away_leaves_nothing_behind_in_the_database() {
         layer.clone().seen_ids(database).layer(handler.clone()).oneshot(delivery(&fal, "r-1")).await.unwrap();
         assert_eq!(handler.repeats(), [calls[1] == "handled"], "{after}");
     }
+}
+
+/// The reason for which a delivery is not handled.
+async fn told<S>(verify: &VerifyWebhook<S>, delivery: Request<Full<Bytes>>) -> String
+where
+    VerifyWebhook<S>: Service<Request<Full<Bytes>>, Response = Response<ResponseBody<Full<Bytes>>>, Error = Infallible>,
+    VerifyWebhook<S>: Clone,
+{
+    reason(timeout(PATIENCE, verify.clone().oneshot(delivery)).await.unwrap().unwrap()).await
 }
 
 /// Somebody else's place is not given free by the one who was told to wait.
@@ -333,13 +348,11 @@ async fn a_delivery_that_has_to_wait_frees_nothing() {
     let first = tokio::spawn(verify.clone().oneshot(delivery(&fal, "r-1")));
     gate.entered(1).await;
     // One is told to wait, and one goes away while the database is asked.
-    let told = verify.clone().oneshot(delivery(&fal, "r-1")).await.unwrap();
-    assert_eq!(reason(told).await, "being_handled");
-    let gone = tokio::time::timeout(Duration::from_millis(500), verify.clone().oneshot(delivery(&fal, "r-1"))).await;
+    assert_eq!(told(&verify, delivery(&fal, "r-1")).await, "being_handled");
+    let gone = timeout(Duration::from_millis(500), verify.clone().oneshot(delivery(&fal, "r-1"))).await;
     assert!(gone.is_err());
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let told = verify.clone().oneshot(delivery(&fal, "r-1")).await.unwrap();
-    assert_eq!(reason(told).await, "being_handled");
+    assert_eq!(told(&verify, delivery(&fal, "r-1")).await, "being_handled");
     gate.out.add_permits(1);
     assert_eq!(first.await.unwrap().unwrap().status(), StatusCode::OK);
     assert_eq!(database.calls(), ["begin", "begin", "begin", "begin", "handled"]);
