@@ -99,9 +99,14 @@ impl Segments {
         self.0.contains(&Segment::Any)
     }
 
-    /// Whether the last segment is `**`.
-    pub(crate) fn ends_with_any(&self) -> bool {
-        self.0.last() == Some(&Segment::Any)
+    /// A text that this matches, with `x` for whatever is left open.
+    pub(crate) fn example(&self, separator: char) -> String {
+        let segment = |segment: &Segment| match segment {
+            Segment::Literal(literal) => literal.to_string(),
+            Segment::Parts(parts) => parts.join("x"),
+            Segment::Any => "x".to_owned(),
+        };
+        self.0.iter().map(segment).collect::<Vec<_>>().join(&separator.to_string())
     }
 
     /// The text that this matches, if it is only one.

@@ -1,1 +1,4 @@
-//! Browsers send their requests for fal to your server, and the key stays on it.
+//! Browsers talk to fal through your server, and the key stays on it.
+#![allow(dead_code)]
+mod pattern;
+pub(crate) mod target;
