@@ -39,7 +39,7 @@ pub(crate) struct Findable<E: Error + 'static>(#[source] pub(crate) E);
 ///
 /// reqwest follows redirects by itself, and a connection that fails *behind* a redirect looks the same. fal's API
 /// does not redirect; where something in between does, give reqwest's client `redirect::Policy::none()`.
-#[cfg(feature = "transient")]
+#[cfg(any(feature = "proxy", feature = "transient"))]
 pub fn connection_failed(error: &(dyn Error + 'static)) -> bool {
     client_found_no_connection(error).unwrap_or(false)
         || error.downcast_ref::<io::Error>().is_some_and(|error| {
@@ -52,7 +52,7 @@ pub fn connection_failed(error: &(dyn Error + 'static)) -> bool {
 
 /// Whether an error or one of its causes says that there was no connection, up to the error of an HTTP client: that is
 /// final. What is behind it may say "unreachable" about a connection that existed and broke.
-#[cfg(feature = "transient")]
+#[cfg(any(feature = "proxy", feature = "transient"))]
 pub(crate) fn was_not_connected(error: &(dyn Error + 'static)) -> bool {
     let verdict = causes(error)
         .find_map(|cause| client_found_no_connection(cause).or_else(|| connection_failed(cause).then_some(true)));
@@ -86,7 +86,7 @@ pub(crate) fn was_not_processed(error: &(dyn Error + 'static)) -> bool {
 }
 
 /// Whether an HTTP client says that there was no connection. `None` if this is no client's error.
-#[cfg(feature = "transient")]
+#[cfg(any(feature = "proxy", feature = "transient"))]
 #[cfg_attr(not(any(feature = "client", feature = "reqwest")), allow(unused_variables))]
 fn client_found_no_connection(error: &(dyn Error + 'static)) -> Option<bool> {
     #[cfg(feature = "client")]

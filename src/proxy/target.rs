@@ -101,16 +101,15 @@ impl Target {
 }
 
 impl Targets {
-    /// The default list. With other origins it is checked again.
-    pub(crate) fn new() -> Result<Self, InvalidPattern> {
+    /// The default list.
+    pub(crate) fn new() -> Self {
         Self {
-            patterns: Vec::new(),
+            patterns: DEFAULT.iter().filter_map(|pattern| TargetPattern::parse(pattern).ok()).collect(),
             of_account: Vec::new(),
             tokens: false,
             webhooks: Webhooks::To(Vec::new()),
             origins: FalOrigins::new(),
         }
-        .only(DEFAULT)
     }
 
     /// This list in place of the one before.
@@ -155,10 +154,6 @@ impl Targets {
             true => Ok(self),
             false => Err(NOT_ADMITTED),
         }
-    }
-
-    pub(crate) fn origins(&self) -> &FalOrigins {
-        &self.origins
     }
 
     /// A host to which results may be sent, or `*` for any.
@@ -450,7 +445,13 @@ mod tests {
     }
 
     fn default() -> Targets {
-        Targets::new().unwrap()
+        Targets::new()
+    }
+
+    #[test]
+    fn each_pattern_of_the_default_is_one_that_could_be_added() {
+        assert_eq!(default().patterns.len(), DEFAULT.len());
+        assert!(default().only(DEFAULT).is_ok());
     }
 
     #[test]

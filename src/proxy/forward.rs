@@ -1,0 +1,297 @@
+//! What happens to one request, from its head to the head of its answer.
+
+use std::{
+    future::{Future, poll_fn},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, request::Parts};
+use http_body::Body;
+use serde::Deserialize;
+use tower_service::Service;
+
+use super::{
+    answers,
+    body::{ProxyBody, UploadBody, UploadTooLong},
+    finished::{Finish, Finished, OnFinished},
+    headers::{self, Forwarded},
+    in_flight::InFlight,
+    owners::Owners,
+    target::{Area, Target, Targets},
+};
+use crate::{
+    answer::Answer,
+    caller::{Caller, Callers},
+    endpoint::{Endpoints, split_app},
+    error::{FalAuthError, Refusal, foreign},
+    events,
+    retry::PeekedBody,
+    wire::header::REQUEST_ID,
+};
+
+/// How much of the answer to a submitted request is read for its id, in bytes. fal's have some 500.
+const MAX_SUBMITTED: usize = 64 * 1024;
+
+/// What the proxy does, apart from where it sends.
+#[derive(Clone, Debug)]
+pub(super) struct Config {
+    pub(super) targets: Targets,
+    /// `None` is all.
+    pub(super) endpoints: Option<Endpoints>,
+    pub(super) callers: Callers,
+    pub(super) forwarded: Forwarded,
+    pub(super) max_body: u64,
+    pub(super) max_in_flight: Option<usize>,
+    pub(super) in_flight: InFlight,
+    pub(super) first_byte_timeout: Option<Duration>,
+    pub(super) owners: Option<Owners>,
+    pub(super) on_finished: Option<OnFinished>,
+}
+
+/// A request that may be sent.
+struct Admitted {
+    target: Target,
+    caller: Caller,
+    finish: Option<Box<Finish>>,
+}
+
+/// Answers one request.
+pub(super) async fn serve<S, B, R>(config: Arc<Config>, service: S, request: Request<B>) -> Response<ProxyBody<R>>
+where
+    S: Service<Request<UploadBody<B>>, Response = Response<PeekedBody<R>>, Error = FalAuthError>,
+    B: Body,
+    R: Body,
+{
+    let (head, body) = request.into_parts();
+    // What comes with a GET is not forwarded.
+    let body = (head.method != Method::GET && !body.is_end_stream()).then_some(body);
+    let admitted = match config.admit(&head, body.as_ref().map(|body| body.size_hint().lower())).await {
+        Ok(admitted) => admitted,
+        Err(refused) => return refused.into(),
+    };
+    config.send(service, head, body, admitted).await
+}
+
+/// A request that is not sent, and its answer.
+enum Refused {
+    Ours(Answer),
+    /// By who authenticates.
+    Theirs(crate::caller::Refused),
+}
+
+impl From<Answer> for Refused {
+    fn from(answer: Answer) -> Self {
+        Self::Ours(answer)
+    }
+}
+
+impl<R: Body> From<Refused> for Response<ProxyBody<R>> {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Ours(answer) => answer.response(ProxyBody::ours),
+            Refused::Theirs(response) => response.map(ProxyBody::refused),
+        }
+    }
+}
+
+impl Config {
+    /// Decides whether a request is sent. Nothing of its body is read: `size` is what that has at least, if there is one.
+    async fn admit(&self, head: &Parts, size: Option<u64>) -> Result<Admitted, Refused> {
+        if !matches!(head.method, Method::GET | Method::POST | Method::PUT) {
+            return Err(answers::METHOD.into());
+        }
+        let target = self.targets.judge(&head.headers)?;
+        self.callers.check_host(head)?;
+        let caller = self.callers.admit(head).await.map_err(Refused::Theirs)?;
+        if target.area == Area::Endpoints {
+            self.check_endpoint(&head.method, &target, &caller)?;
+            if let Some(owners) = &self.owners
+                && !owners.own_all_in(target.path(), &caller).await
+            {
+                return Err(answers::NOT_THEIRS.into());
+            }
+        }
+        if let Some(size) = size {
+            if !headers::say_json(&head.headers) {
+                return Err(answers::NOT_JSON.into());
+            }
+            // HTTP/2 has both, and they may differ.
+            if headers::content_length(&head.headers).unwrap_or(0).max(size) > self.max_body {
+                return Err(answers::TOO_LONG.into());
+            }
+        }
+        let finish = self.enter(&head.method, &target, &caller)?;
+        Ok(Admitted { target, caller, finish })
+    }
+
+    fn check_endpoint(&self, method: &Method, target: &Target, caller: &Caller) -> Result<(), Answer> {
+        let covers = |endpoints: &Endpoints| {
+            endpoints.covers(target.path())
+                || (target.is_queue()
+                    && followed_app(method, target.path()).is_some_and(|app| endpoints.covers_app(app)))
+        };
+        if !self.endpoints.as_ref().is_none_or(covers) {
+            Err(answers::ENDPOINT)
+        } else if !caller.own_endpoints().is_none_or(covers) {
+            Err(answers::ENDPOINT_OF_CALLER)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What is done when the request has ended; nothing, as a rule.
+    fn enter(&self, method: &Method, target: &Target, caller: &Caller) -> Result<Option<Box<Finish>>, Answer> {
+        let enter = |most| self.in_flight.enter(caller.shared_name().cloned(), most).ok_or(answers::TOO_MANY);
+        let permit = caller.own_max_in_flight().or(self.max_in_flight).map(enter).transpose()?;
+        let told = self.on_finished.clone();
+        let report = told.map(|tell| (tell, Finished::new(caller.clone(), method.clone(), target)));
+        Ok((permit.is_some() || report.is_some()).then(|| Box::new(Finish { permit, report })))
+    }
+
+    /// Sends an admitted request, and makes our answer of fal's.
+    async fn send<S, B, R>(
+        &self,
+        service: S,
+        head: Parts,
+        body: Option<B>,
+        admitted: Admitted,
+    ) -> Response<ProxyBody<R>>
+    where
+        S: Service<Request<UploadBody<B>>, Response = Response<PeekedBody<R>>, Error = FalAuthError>,
+        B: Body,
+        R: Body,
+    {
+        let Admitted { target, caller, mut finish } = admitted;
+        let remembers = self.owners.as_ref().filter(|_| target.is_queue() && head.method == Method::POST);
+        let body = match body {
+            Some(body) => UploadBody::theirs(body, self.max_body),
+            None => UploadBody::ours(Bytes::new()),
+        };
+        // Made anew: of the client's request nothing goes along that is not named here.
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method;
+        *request.uri_mut() = target.uri;
+        *request.headers_mut() = self.forwarded.to_fal(head.headers);
+        if let Some(credential) = caller.own_credential() {
+            request.extensions_mut().insert(credential.clone());
+        }
+        let response = match self.call(service, request).await {
+            Ok(response) if response.status().is_informational() => return answers::BROKEN.response(ProxyBody::ours),
+            Ok(response) => response,
+            Err(answer) => return answer.response(ProxyBody::ours),
+        };
+
+        let (mut head, body) = response.into_parts();
+        if let Some(finish) = &mut finish {
+            finish.answered(head.status, &head.headers);
+        }
+        let body = match remembers {
+            Some(owners) if head.status.is_success() => {
+                let (body, start) = ProxyBody::read_fals(body, MAX_SUBMITTED, finish).await;
+                let in_header = head.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+                let in_body = serde_json::from_slice(&start).ok().map(|Submitted { request_id }| request_id);
+                for id in in_header.map(str::to_owned).into_iter().chain(in_body) {
+                    owners.remember(&id, &caller).await;
+                }
+                body
+            }
+            _ => ProxyBody::fals(body, finish),
+        };
+        headers::clean(&mut head.headers);
+        let mut response = Response::new(body);
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
+        // For layers around the proxy; extensions do not leave the server.
+        if let Some(refusal) = head.extensions.remove::<Refusal>() {
+            response.extensions_mut().insert(refusal);
+        }
+        response
+    }
+
+    async fn call<S, B, R>(&self, mut service: S, request: Request<UploadBody<B>>) -> Result<Response<R>, Answer>
+    where
+        S: Service<Request<UploadBody<B>>, Response = Response<R>, Error = FalAuthError>,
+    {
+        poll_fn(|cx| service.poll_ready(cx)).await.map_err(|error| unanswered(&error))?;
+        let answer = within(self.first_byte_timeout, service.call(request)).await.ok_or(answers::TIMED_OUT)?;
+        answer.map_err(|error| unanswered(&error))
+    }
+}
+
+/// `None` when the time is over.
+async fn within<F: Future>(limit: Option<Duration>, future: F) -> Option<F::Output> {
+    match limit {
+        Some(limit) => tokio::time::timeout(limit, future).await.ok(),
+        None => Some(future.await),
+    }
+}
+
+/// The answer to a request that has none of fal's.
+fn unanswered(error: &FalAuthError) -> Answer {
+    let answer = match error {
+        FalAuthError::NoCredential => return answers::NO_CREDENTIAL,
+        FalAuthError::Transport(error) if foreign::causes(&**error).any(|cause| cause.is::<UploadTooLong>()) => {
+            return answers::TOO_LONG;
+        }
+        FalAuthError::Transport(error) if foreign::was_not_connected(&**error) => answers::NOT_CONNECTED,
+        _ => answers::BROKEN,
+    };
+    events::answered(answer.status, answer.rule, error);
+    answer
+}
+
+/// The app whose request is followed, if that is what a request to the queue does: its status (once, or as a stream), its
+/// result, its cancellation.
+///
+/// Source: `@fal-ai/client` 1.10.1 (`queue.ts`).
+fn followed_app<'a>(method: &Method, path: &'a str) -> Option<&'a str> {
+    let (app, rest) = split_app(path)?;
+    let (id, action) = match rest?.strip_prefix("requests/")?.split_once('/') {
+        Some((id, action)) => (id, action),
+        None => (rest?.strip_prefix("requests/")?, ""),
+    };
+    let follows = match action.strip_suffix('/').unwrap_or(action) {
+        "" | "status" | "status/stream" => *method == Method::GET,
+        "cancel" => *method == Method::PUT,
+        _ => false,
+    };
+    (follows && !id.is_empty()).then_some(app)
+}
+
+/// The part of the queue's answer to a submitted request that says how to follow it.
+#[derive(Deserialize)]
+struct Submitted {
+    request_id: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_follow_up_belongs_to_an_app() {
+        let (get, put) = (Method::GET, Method::PUT);
+        for (method, path, app) in [
+            (&get, "fal-ai/flux/requests/1", Some("fal-ai/flux")),
+            (&get, "fal-ai/flux/requests/1/", Some("fal-ai/flux")),
+            (&get, "fal-ai/flux/requests/1/status", Some("fal-ai/flux")),
+            (&get, "fal-ai/flux/requests/1/status/stream", Some("fal-ai/flux")),
+            (&put, "fal-ai/flux/requests/1/cancel", Some("fal-ai/flux")),
+            (&get, "workflows/me/cats/requests/1/status", Some("workflows/me/cats")),
+            (&get, "comfy/me/cats/requests/1", Some("comfy/me/cats")),
+            (&put, "fal-ai/flux/requests/1", None),
+            (&get, "fal-ai/flux/requests/1/cancel", None),
+            (&get, "fal-ai/flux/requests", None),
+            (&get, "fal-ai/flux/requests/", None),
+            (&get, "fal-ai/flux/requests/1/other", None),
+            (&get, "fal-ai/flux/dev/requests/1", None),
+            (&get, "fal-ai/flux", None),
+            (&get, "workflows/me/requests/1", None),
+            (&Method::POST, "fal-ai/flux/requests/1", None),
+        ] {
+            assert_eq!(followed_app(method, path), app, "{method} {path}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Which headers go to fal, and which come back.
+
+use std::sync::Arc;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{
+        ACCEPT, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT,
+        HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+        WWW_AUTHENTICATE,
+    },
+};
+
+use super::target::TARGET_URL;
+use crate::{
+    answer::RULE,
+    pattern::InvalidPattern,
+    wire::header::{CDN_TOKEN, USER_ID},
+};
+
+/// The name of the proxy, which each request through it carries.
+///
+/// Source: `@fal-ai/server-proxy` 1.2.1 (`index.ts`), which sends `@fal-ai/server-proxy/express` and the like.
+const CLIENT_PROXY: HeaderName = HeaderName::from_static("x-fal-client-proxy");
+
+/// What switches off a filter inside an app. No client may say it.
+///
+/// Source: `fal` 1.83.0 (`toolkit`), which reads it inside apps only.
+const CAN_DISABLE_FILTER: HeaderName = HeaderName::from_static("x-app-fal-can-disable-filter");
+
+/// Asks that no other model takes the place of one that fails.
+///
+/// Source: fal's documentation, "Platform Headers".
+const DISABLE_FALLBACK: HeaderName = HeaderName::from_static("x-app-fal-disable-fallback");
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Who sends our requests.
+const OURS: HeaderValue = HeaderValue::from_static(concat!("tower-fal/", env!("CARGO_PKG_VERSION")));
+
+/// What is for one connection only: RFC 9110, 7.6.1.
+const HOP_BY_HOP: [HeaderName; 7] = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+
+/// What no client may send to fal, besides [`HOP_BY_HOP`].
+const NEVER_SENT: [HeaderName; 12] = [
+    AUTHORIZATION,
+    PROXY_AUTHORIZATION,
+    COOKIE,
+    HOST,
+    CONTENT_LENGTH,
+    EXPECT,
+    USER_AGENT,
+    CLIENT_PROXY,
+    TARGET_URL,
+    USER_ID,
+    CDN_TOKEN,
+    CAN_DISABLE_FILTER,
+];
+
+/// What does not come back, besides [`HOP_BY_HOP`]: secrets and what is about fal's own host. The last one is ours, by which
+/// our answers are told from fal's.
+const NEVER_RETURNED: [HeaderName; 6] = [SET_COOKIE, CDN_TOKEN, WWW_AUTHENTICATE, PROXY_AUTHENTICATE, ALT_SVC, RULE];
+
+/// Which headers of a client go to fal.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Forwarded {
+    #[default]
+    OfFal,
+    These(Arc<[HeaderName]>),
+}
+
+impl Forwarded {
+    /// These and no others.
+    pub(super) fn these(names: impl IntoIterator<Item = HeaderName>) -> Result<Self, InvalidPattern> {
+        let names: Arc<[_]> = names.into_iter().collect();
+        if names.iter().any(|name| NEVER_SENT.contains(name) || HOP_BY_HOP.contains(name)) {
+            return Err(InvalidPattern::new(
+                "is a header that never goes to fal: a credential, the host, one of the connection, or one that is ours",
+            ));
+        }
+        Ok(Self::These(names))
+    }
+
+    fn includes(&self, name: &HeaderName) -> bool {
+        // They belong to the body, which goes as it is.
+        if *name == CONTENT_TYPE || *name == CONTENT_ENCODING {
+            return true;
+        }
+        match self {
+            Self::OfFal => {
+                let of_fal = name.as_str().starts_with("x-fal-") && !NEVER_SENT.contains(name);
+                of_fal || *name == ACCEPT || *name == DISABLE_FALLBACK
+            }
+            Self::These(names) => names.contains(name),
+        }
+    }
+
+    /// The headers of our own request, made of a client's.
+    pub(super) fn to_fal(&self, theirs: HeaderMap) -> HeaderMap {
+        let connection = named_by_connection(&theirs);
+        let mut ours = HeaderMap::with_capacity(12);
+        let mut last = None;
+        for (name, value) in theirs {
+            // A name that is left out is that of the value before.
+            if name.is_some() {
+                last = name.filter(|name| self.includes(name) && !connection.contains(name));
+            }
+            if let Some(name) = &last {
+                ours.append(name.clone(), value);
+            }
+        }
+        mark(&mut ours);
+        ours
+    }
+}
+
+/// Says whose request it is.
+pub(super) fn mark(ours: &mut HeaderMap) {
+    ours.insert(USER_AGENT, OURS);
+    ours.insert(CLIENT_PROXY, OURS);
+}
+
+/// Takes out of an answer of fal's, or out of its trailers, what does not come back.
+pub(super) fn clean(answer: &mut HeaderMap) {
+    for name in named_by_connection(answer) {
+        answer.remove(name);
+    }
+    for name in HOP_BY_HOP.iter().chain(&NEVER_RETURNED) {
+        answer.remove(name);
+    }
+}
+
+/// What a `connection` header names. Hardly any names more than what is hop-by-hop anyway.
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(CONNECTION).iter();
+    let names = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let names = names.filter(|name| !name.eq_ignore_ascii_case(b"keep-alive") && !name.eq_ignore_ascii_case(b"close"));
+    names.filter_map(|name| HeaderName::from_bytes(name).ok()).collect()
+}
+
+/// Whether the headers say that a body is JSON, once.
+pub(super) fn say_json(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    let essence = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
+}
+
+/// How long a body says that it is.
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
+        of.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    fn sent(forwarded: &Forwarded, of: &[(&'static str, &'static str)]) -> Vec<String> {
+        let sent = forwarded.to_fal(headers(of));
+        sent.iter()
+            .filter(|(name, _)| **name != USER_AGENT && **name != CLIENT_PROXY)
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_fals_business_is_sent() {
+        let ours = ["x-fal-queue-priority: low", "x-fal-custom: a", "x-fal-custom: b", "x-app-fal-disable-fallback: 1"];
+        let of = [
+            ("x-fal-queue-priority", "low"),
+            ("x-fal-custom", "a"),
+            ("x-fal-custom", "b"),
+            ("x-app-fal-disable-fallback", "1"),
+            ("accept", "text/event-stream"),
+            ("content-type", "application/json"),
+            ("content-encoding", "gzip"),
+        ];
+        let sent = sent(&Forwarded::default(), &of);
+        assert!(ours.iter().all(|ours| sent.iter().any(|sent| sent == ours)), "{sent:?}");
+        assert_eq!(sent.len(), of.len());
+    }
+
+    #[test]
+    fn what_is_the_clients_or_ours_is_not_sent() {
+        for name in NEVER_SENT.iter().chain(&HOP_BY_HOP).map(HeaderName::as_str) {
+            let theirs =
+                HeaderMap::from_iter([(HeaderName::try_from(name).unwrap(), HeaderValue::from_static("spoof"))]);
+            let sent = Forwarded::default().to_fal(theirs);
+            assert!(sent.values().all(|value| value == OURS), "{name}: {sent:?}");
+            assert_eq!(sent.len(), 2, "{name}");
+        }
+        assert!(
+            sent(&Forwarded::default(), &[("x-api-key", "a"), ("origin", "b"), ("x-forwarded-for", "c")]).is_empty()
+        );
+    }
+
+    #[test]
+    fn what_the_connection_names_is_not_sent() {
+        let of = [
+            ("connection", "keep-alive, X-Fal-Secret"),
+            ("connection", "x-fal-other"),
+            ("x-fal-secret", "a"),
+            ("x-fal-other", "b"),
+        ];
+        assert!(sent(&Forwarded::default(), &of).is_empty());
+    }
+
+    #[test]
+    fn a_closed_list_takes_the_place_of_the_default() {
+        let only = Forwarded::these([HeaderName::from_static("x-custom")]).unwrap();
+        let of =
+            [("x-custom", "a"), ("x-fal-queue-priority", "low"), ("accept", "b"), ("content-type", "application/json")];
+        assert_eq!(sent(&only, &of), ["x-custom: a", "content-type: application/json"]);
+        for name in NEVER_SENT.into_iter().chain(HOP_BY_HOP) {
+            assert!(Forwarded::these([name.clone()]).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_for_one_connection_or_secret_does_not_come_back() {
+        let mut answer = headers(&[
+            ("connection", "close, x-hop"),
+            ("x-hop", "a"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("trailer", "x"),
+            ("set-cookie", "fal=hush"),
+            ("x-fal-cdn-token", "hush"),
+            ("www-authenticate", "Key"),
+            ("proxy-authenticate", "Basic"),
+            ("alt-svc", "h3=\":443\""),
+            ("x-tower-fal-rule", "spoof"),
+            ("location", "https://elsewhere.example/"),
+            ("content-type", "application/json"),
+            ("content-encoding", "gzip"),
+            ("content-length", "7"),
+            ("x-fal-request-id", "r"),
+        ]);
+        clean(&mut answer);
+        let mut left: Vec<_> = answer.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-encoding", "content-length", "content-type", "location", "x-fal-request-id"]);
+    }
+
+    #[test]
+    fn json_is_said_once() {
+        for value in ["application/json", "Application/JSON; charset=utf-8", "application/json ;x"] {
+            assert!(say_json(&headers(&[("content-type", value)])), "{value}");
+        }
+        for value in ["text/plain", "application/json+x", "multipart/form-data; boundary=application/json", ""] {
+            assert!(!say_json(&headers(&[("content-type", value)])), "{value}");
+        }
+        assert!(!say_json(&headers(&[])));
+        assert!(!say_json(&headers(&[("content-type", "application/json"), ("content-type", "application/json")])));
+    }
+}
