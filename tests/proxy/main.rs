@@ -1,0 +1,4 @@
+//! The server proxy over real sockets: raw bytes in, raw bytes out.
+
+mod conformance;
+mod support;
