@@ -43,6 +43,7 @@ use tower_service::Service;
 
 use self::{
     finished::OnFinished, forward::Config, headers::Forwarded, in_flight::InFlight, owners::Owners, target::Targets,
+    tokens::Applications,
 };
 use crate::{
     auth::FalAuth,
@@ -50,6 +51,7 @@ use crate::{
     error::BoxError,
     layer::FalLayer,
     origin::FalOrigins,
+    realtime::InvalidApp,
     retry::{FalRetry, FalRetryLayer, Passthrough, ReplayBody},
     store::CredentialStore,
 };
@@ -64,6 +66,7 @@ mod owners;
 mod pattern;
 mod router;
 pub(crate) mod target;
+mod tokens;
 #[cfg(feature = "client-rustls")]
 mod upstream;
 
@@ -127,6 +130,7 @@ impl<S> FalProxy<S> {
         let config = Config {
             targets: Targets::new(),
             endpoints: None,
+            realtime: Applications::default(),
             callers: Callers::default(),
             forwarded: Forwarded::default(),
             max_body: MAX_BODY,
@@ -257,6 +261,23 @@ impl<S> FalProxy<S> {
     pub fn allow_endpoint(mut self, pattern: &str) -> Result<Self, InvalidPattern> {
         let config = self.config();
         config.endpoints = Some(config.endpoints.clone().unwrap_or_default().and(pattern)?);
+        Ok(self)
+    }
+
+    /// An application for which realtime tokens are handed out, such as `fal-ai/fast-lcm-diffusion`. Default: none, as
+    /// whoever has a token spends from your account.
+    ///
+    /// It opens `POST` to `/tokens/` and `/tokens/realtime` of fal's REST API. The proxy reads what a client asks for and
+    /// sends its own: for listed applications only, and for at most 3,600 s (120 s if nothing or nonsense is asked for).
+    /// The older call, `/tokens/`, names applications by their second segment alone, so a token of it is good for the
+    /// applications of that name of every owner.
+    ///
+    /// # Errors
+    /// When it is not the name of an application.
+    pub fn allow_realtime(mut self, app: &str) -> Result<Self, InvalidApp> {
+        let config = self.config();
+        config.realtime = config.realtime.clone().and(app)?;
+        config.targets.tokens = true;
         Ok(self)
     }
 

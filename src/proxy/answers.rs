@@ -17,6 +17,10 @@ pub(super) const METHOD: Answer = Answer::new(
 )
 .header("allow", "GET, POST, PUT");
 
+pub(super) const NOT_POST: Answer =
+    Answer::new(StatusCode::METHOD_NOT_ALLOWED, "method", "Realtime tokens are asked for with POST.")
+        .header("allow", "POST");
+
 pub(super) const ENDPOINT: Answer = Answer::new(
     StatusCode::FORBIDDEN,
     "endpoint",

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, request::Parts};
+use http::{HeaderMap, Method, Request, Response, request::Parts};
 use http_body::Body;
 use serde::Deserialize;
 use tower_service::Service;
@@ -20,12 +20,13 @@ use super::{
     in_flight::InFlight,
     owners::Owners,
     target::{Area, Target, Targets},
+    tokens::{self, Applications},
 };
 use crate::{
     answer::Answer,
     caller::{Caller, Callers},
     endpoint::{Endpoints, split_app},
-    error::{FalAuthError, Refusal, foreign},
+    error::{BoxError, FalAuthError, Refusal, foreign},
     events,
     retry::PeekedBody,
     wire::header::REQUEST_ID,
@@ -40,6 +41,8 @@ pub(super) struct Config {
     pub(super) targets: Targets,
     /// `None` is all.
     pub(super) endpoints: Option<Endpoints>,
+    /// Those whose tokens are handed out.
+    pub(super) realtime: Applications,
     pub(super) callers: Callers,
     pub(super) forwarded: Forwarded,
     pub(super) max_body: u64,
@@ -61,8 +64,9 @@ struct Admitted {
 pub(super) async fn serve<S, B, R>(config: Arc<Config>, service: S, request: Request<B>) -> Response<ProxyBody<R>>
 where
     S: Service<Request<UploadBody<B>>, Response = Response<PeekedBody<R>>, Error = FalAuthError>,
-    B: Body,
+    B: Body<Data = Bytes> + Unpin,
     R: Body,
+    R::Error: Into<BoxError>,
 {
     let (head, body) = request.into_parts();
     // What comes with a GET is not forwarded.
@@ -71,7 +75,14 @@ where
         Ok(admitted) => admitted,
         Err(refused) => return refused.into(),
     };
-    config.send(service, head, body, admitted).await
+    match admitted.target.area {
+        Area::Tokens => config.mint(service, head, body, admitted).await.unwrap_or_else(|answer| ours(&answer)),
+        Area::Endpoints | Area::Storage | Area::Account => config.forward(service, head, body, admitted).await,
+    }
+}
+
+fn ours<R: Body>(answer: &Answer) -> Response<ProxyBody<R>> {
+    answer.response(ProxyBody::ours)
 }
 
 /// A request that is not sent, and its answer.
@@ -90,7 +101,7 @@ impl From<Answer> for Refused {
 impl<R: Body> From<Refused> for Response<ProxyBody<R>> {
     fn from(refused: Refused) -> Self {
         match refused {
-            Refused::Ours(answer) => answer.response(ProxyBody::ours),
+            Refused::Ours(answer) => ours(&answer),
             Refused::Theirs(response) => response.map(ProxyBody::refused),
         }
     }
@@ -151,7 +162,7 @@ impl Config {
     }
 
     /// Sends an admitted request, and makes our answer of fal's.
-    async fn send<S, B, R>(
+    async fn forward<S, B, R>(
         &self,
         service: S,
         head: Parts,
@@ -163,27 +174,18 @@ impl Config {
         B: Body,
         R: Body,
     {
+        let remembers = self.owners.as_ref().filter(|_| admitted.target.is_queue() && head.method == Method::POST);
         let Admitted { target, caller, mut finish } = admitted;
-        let remembers = self.owners.as_ref().filter(|_| target.is_queue() && head.method == Method::POST);
         let body = match body {
             Some(body) => UploadBody::theirs(body, self.max_body),
             None => UploadBody::ours(Bytes::new()),
         };
-        // Made anew: of the client's request nothing goes along that is not named here.
-        let mut request = Request::new(body);
-        *request.method_mut() = head.method;
-        *request.uri_mut() = target.uri;
-        *request.headers_mut() = self.forwarded.to_fal(head.headers);
-        if let Some(credential) = caller.own_credential() {
-            request.extensions_mut().insert(credential.clone());
-        }
+        let request = request(head.method, target, self.forwarded.to_fal(head.headers), &caller, body);
         let response = match self.call(service, request).await {
-            Ok(response) if response.status().is_informational() => return answers::BROKEN.response(ProxyBody::ours),
             Ok(response) => response,
-            Err(answer) => return answer.response(ProxyBody::ours),
+            Err(answer) => return ours(&answer),
         };
-
-        let (mut head, body) = response.into_parts();
+        let (head, body) = response.into_parts();
         if let Some(finish) = &mut finish {
             finish.answered(head.status, &head.headers);
         }
@@ -199,25 +201,80 @@ impl Config {
             }
             _ => ProxyBody::fals(body, finish),
         };
-        headers::clean(&mut head.headers);
-        let mut response = Response::new(body);
-        *response.status_mut() = head.status;
-        *response.headers_mut() = head.headers;
-        // For layers around the proxy; extensions do not leave the server.
-        if let Some(refusal) = head.extensions.remove::<Refusal>() {
-            response.extensions_mut().insert(refusal);
-        }
-        response
+        fals(head, body)
     }
 
+    /// Asks fal for a realtime token in the client's place.
+    async fn mint<S, B, R>(
+        &self,
+        service: S,
+        head: Parts,
+        body: Option<B>,
+        admitted: Admitted,
+    ) -> Result<Response<ProxyBody<R>>, Answer>
+    where
+        S: Service<Request<UploadBody<B>>, Response = Response<PeekedBody<R>>, Error = FalAuthError>,
+        B: Body<Data = Bytes> + Unpin,
+        R: Body,
+        R::Error: Into<BoxError>,
+    {
+        let Admitted { target, caller, mut finish } = admitted;
+        let endpoint = tokens::endpoint(&target).filter(|_| head.method == Method::POST).ok_or(answers::NOT_POST)?;
+        let asked = tokens::read_asked(body).await?;
+        let body = UploadBody::ours(self.realtime.rewrite(endpoint, &asked, &caller)?);
+        let request = request(Method::POST, target, tokens::headers(), &caller, body);
+        let (head, body) = self.call(service, request).await?.into_parts();
+        if let Some(finish) = &mut finish {
+            finish.answered(head.status, &head.headers);
+        }
+        if !head.status.is_success() {
+            return Ok(fals(head, ProxyBody::fals(body, finish)));
+        }
+        let response = tokens::answer(endpoint, body).await;
+        if let Some(finish) = &mut finish {
+            finish.completed();
+        }
+        Ok(response)
+    }
+
+    /// Sends a request, and waits for the head of the answer.
     async fn call<S, B, R>(&self, mut service: S, request: Request<UploadBody<B>>) -> Result<Response<R>, Answer>
     where
         S: Service<Request<UploadBody<B>>, Response = Response<R>, Error = FalAuthError>,
     {
         poll_fn(|cx| service.poll_ready(cx)).await.map_err(|error| unanswered(&error))?;
         let answer = within(self.first_byte_timeout, service.call(request)).await.ok_or(answers::TIMED_OUT)?;
-        answer.map_err(|error| unanswered(&error))
+        match answer {
+            // Nobody asked for another protocol.
+            Ok(response) if response.status().is_informational() => Err(answers::BROKEN),
+            answer => answer.map_err(|error| unanswered(&error)),
+        }
     }
+}
+
+/// Our own request. It is made anew: of the client's nothing goes along that is not named here.
+fn request<B>(method: Method, target: Target, headers: HeaderMap, caller: &Caller, body: B) -> Request<B> {
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = target.uri;
+    *request.headers_mut() = headers;
+    if let Some(credential) = caller.own_credential() {
+        request.extensions_mut().insert(credential.clone());
+    }
+    request
+}
+
+/// fal's answer, as a client gets it.
+fn fals<R: Body>(mut head: http::response::Parts, body: ProxyBody<R>) -> Response<ProxyBody<R>> {
+    headers::clean(&mut head.headers);
+    let mut response = Response::new(body);
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    // For layers around the proxy; extensions do not leave the server.
+    if let Some(refusal) = head.extensions.remove::<Refusal>() {
+        response.extensions_mut().insert(refusal);
+    }
+    response
 }
 
 /// `None` when the time is over.

@@ -56,7 +56,7 @@ pub(crate) struct Targets {
     /// Of what is opened by name only.
     of_account: Vec<TargetPattern>,
     /// Whether tokens are handed out.
-    pub(super) tokens: bool,
+    pub(crate) tokens: bool,
     webhooks: Webhooks,
     origins: FalOrigins,
 }
@@ -225,8 +225,9 @@ impl Targets {
         let area = area(host, path);
         let listed = match area {
             Area::Endpoints | Area::Storage => find(&self.patterns, host, path, query).ok_or(NOT_LISTED)?,
-            Area::Tokens if self.tokens => None,
-            Area::Tokens => return Err(TOKENS),
+            Area::Tokens if !self.tokens => return Err(TOKENS),
+            Area::Tokens if matches!(path, "tokens/" | "tokens/realtime") && query.is_none() => None,
+            Area::Tokens => return Err(NOT_LISTED),
             Area::Account => find(&self.of_account, host, path, query).ok_or(ACCOUNT)?,
         };
         if !webhooks_are_allowed {
@@ -590,6 +591,23 @@ mod tests {
         {
             assert!(default().and(pattern).is_err(), "{pattern}");
         }
+    }
+
+    #[test]
+    fn tokens_are_asked_for_by_two_calls() {
+        let mut open = default();
+        open.tokens = true;
+        for host in ["rest.fal.ai", "rest.alpha.fal.ai"] {
+            for path in ["tokens/", "tokens/realtime"] {
+                let target = format!("https://{host}/{path}");
+                assert_eq!(rule(&open, &target), Ok(target));
+            }
+            for path in ["tokens", "tokens/x", "Tokens/", "tokens/?x", "tokens/realtime/", "tokens/realtime?x=1"] {
+                assert_eq!(rule(&open, &format!("https://{host}/{path}")), Err("target"), "{path}");
+            }
+        }
+        let run_only = open.only(["fal.run/**"]).unwrap().with_origins(FalOrigins::only(["fal.run"]).unwrap()).unwrap();
+        assert_eq!(rule(&run_only, "https://rest.fal.ai/tokens/"), Err("target"), "it would carry no credential");
     }
 
     #[test]
