@@ -110,7 +110,12 @@ enum Kind<R: Body> {
 }
 
 impl<R: Body> ProxyBody<R> {
-    pub(super) fn fals(body: PeekedBody<R>, finish: Option<Box<Finish>>) -> Self {
+    pub(super) fn fals(body: PeekedBody<R>, mut finish: Option<Box<Finish>>) -> Self {
+        if let Some(finish) = &mut finish
+            && body.is_end_stream()
+        {
+            finish.completed();
+        }
         Self { kind: Kind::Fals(body), finish }
     }
 
@@ -144,6 +149,17 @@ impl<R: Body> ProxyBody<R> {
     }
 }
 
+impl<R: Body> Kind<R> {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Fals(body) => body.is_end_stream(),
+            Self::Read(frames, body) => frames.is_empty() && body.is_end_stream(),
+            Self::Ours(body) => body.is_end_stream(),
+            Self::Refused(body) => body.is_end_stream(),
+        }
+    }
+}
+
 impl<R> Body for ProxyBody<R>
 where
     R: Body,
@@ -153,8 +169,8 @@ where
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.project();
-        let mut polled = match this.kind.project() {
+        let mut this = self.project();
+        let mut polled = match this.kind.as_mut().project() {
             KindProjection::Fals(body) => ready!(body.poll_frame(cx)),
             KindProjection::Read(frames, body) => match frames.pop_front() {
                 Some(frame) => Some(frame),
@@ -163,21 +179,22 @@ where
             KindProjection::Ours(body) => return body.poll_frame(cx).map_err(Into::into),
             KindProjection::Refused(body) => return body.poll_frame(cx).map_err(Into::into),
         };
-        match &mut polled {
-            Some(Ok(frame)) => drop(frame.trailers_mut().map(headers::clean)),
-            None => this.finish.iter_mut().for_each(|finish| finish.completed()),
-            Some(Err(_)) => {}
+        if let Some(Ok(frame)) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            headers::clean(trailers);
+        }
+        // A server does not ask for more once the length is reached.
+        if let Some(finish) = this.finish
+            && (polled.is_none() || (!matches!(polled, Some(Err(_))) && this.kind.is_end_stream()))
+        {
+            finish.completed();
         }
         Poll::Ready(polled.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Fals(body) => body.is_end_stream(),
-            Kind::Read(frames, body) => frames.is_empty() && body.is_end_stream(),
-            Kind::Ours(body) => body.is_end_stream(),
-            Kind::Refused(body) => body.is_end_stream(),
-        }
+        self.kind.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
