@@ -72,3 +72,36 @@ pub fn take<B: Body>(body: &mut ReplayBody<B>) -> ReplayBody<B> {
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     retry::retry_after::retry_after(headers, now)
 }
+
+/// The judge of the proxy's targets.
+pub struct Targets(crate::proxy::target::Targets);
+
+impl Targets {
+    /// What is allowed by default.
+    #[must_use]
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self(crate::proxy::target::Targets::new())
+    }
+
+    /// All that can be opened but the account, with webhooks to `app.example`.
+    #[must_use]
+    #[allow(clippy::expect_used)]
+    pub fn wide() -> Self {
+        let mut targets = crate::proxy::target::Targets::new()
+            .with_origins(crate::origin::FalOrigins::new().subdomains())
+            .and_then(|targets| targets.and("*.fal.run/**"))
+            .and_then(|targets| targets.and("rest.fal.ai/**"))
+            .and_then(|targets| targets.and("rest.alpha.fal.ai/**"))
+            .and_then(|targets| targets.allow_webhook("app.example"))
+            .expect("what can be opened");
+        targets.tokens = true;
+        Self(targets)
+    }
+
+    /// The URL to which a request with this target is sent. `None` if it is refused.
+    #[must_use]
+    pub fn judge(&self, target: &[u8]) -> Option<String> {
+        self.0.judge_bytes(target).ok().map(|target| target.uri.to_string())
+    }
+}
