@@ -111,7 +111,7 @@ async fn main() -> ExitCode {
         Err(code) => return code,
     };
     let Arguments { mut allow_app, allow_anonymous, auth_token_file, lifetime, key_file, connect, options } = arguments;
-    if !allow_anonymous && auth_token_file.is_none() && !options.demo {
+    if !allow_anonymous && auth_token_file.is_none() && !options.listener.demo {
         eprintln!("--auth-token-file or --allow-anonymous is missing: who may have tokens? See --help.");
         return ExitCode::from(2);
     }

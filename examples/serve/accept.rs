@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
 use metrics::gauge;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -16,7 +15,7 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    connection::{self, Limits, Phase},
+    connection::{self, Answers, Limits, Phase},
     seldom::Seldom,
 };
 
@@ -27,10 +26,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// At most `max_connections` are open at a time. When that many are, the others wait in the system's queue, and
 /// connections without a request are closed early, so that they leave room.
-pub(crate) async fn serve(
+pub(crate) async fn serve<S: Answers>(
     name: &'static str,
     listener: TcpListener,
-    router: Router,
+    answers: S,
     limits: Limits,
     max_connections: usize,
     stop: impl Future<Output = ()>,
@@ -47,7 +46,7 @@ pub(crate) async fn serve(
             () = &mut stop => break,
             Some(_) = connections.join_next() => {}
             stream = accept(&listener), if connections.len() < max_connections => {
-                connections.spawn(connection::serve(stream, router.clone(), limits, phase.subscribe()));
+                connections.spawn(connection::serve(stream, answers.clone(), limits, phase.subscribe()));
             }
         }
         count.set(connections.len() as f64);

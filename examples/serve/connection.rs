@@ -21,17 +21,19 @@ use axum::{
     body::{Body, Bytes, HttpBody},
 };
 use http_body::{Frame, SizeHint};
-use hyper::{Request, body::Incoming, service::service_fn};
+use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use pin_project::pin_project;
 use tokio::{
     net::TcpStream,
     sync::watch,
     time::{Instant, sleep_until},
 };
 use tower::ServiceExt as _;
+use tower_fal::error::BoxError;
 use tracing::info;
 
 use super::seldom::Seldom;
@@ -81,8 +83,34 @@ pub(crate) enum Phase {
     Draining,
 }
 
+/// What answers the requests of a connection.
+pub(crate) trait Answers: Clone + Send + Sync + 'static {
+    type Body: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+
+    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send + 'static;
+}
+
+impl Answers for Router {
+    type Body = Body;
+
+    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send + 'static {
+        let answer = self.oneshot(request.map(Body::new));
+        async move {
+            match answer.await {
+                Ok(answer) => answer,
+                Err(never) => match never {},
+            }
+        }
+    }
+}
+
 /// Returns when the connection has ended.
-pub(crate) async fn serve(stream: TcpStream, router: Router, limits: Limits, mut phase: watch::Receiver<Phase>) {
+pub(crate) async fn serve<S: Answers>(
+    stream: TcpStream,
+    answers: S,
+    limits: Limits,
+    mut phase: watch::Receiver<Phase>,
+) {
     static TOO_LATE: Seldom = Seldom::new();
 
     let activity = Arc::new(Activity::new());
@@ -92,9 +120,9 @@ pub(crate) async fn serve(stream: TcpStream, router: Router, limits: Limits, mut
             request.extensions_mut().insert(peer);
         }
         let mut open = Open::new(Arc::clone(&activity));
-        let router = router.clone();
+        let answer = answers.clone().answer(request);
         async move {
-            let response = router.oneshot(request.map(Body::new)).await?;
+            let response = answer.await;
             open.waits(false);
             Ok::<_, Infallible>(response.map(|body| Tracked { body, open }))
         }
@@ -220,19 +248,21 @@ impl Drop for Open {
 }
 
 /// The body of an answer. hyper asks for a frame when the peer has room for it.
-struct Tracked {
-    body: Body,
+#[pin_project]
+struct Tracked<B> {
+    #[pin]
+    body: B,
     open: Open,
 }
 
-impl HttpBody for Tracked {
-    type Data = Bytes;
-    type Error = axum::Error;
+impl<B: HttpBody> HttpBody for Tracked<B> {
+    type Data = B::Data;
+    type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let this = self.get_mut();
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.project();
         this.open.waits(true);
-        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        let frame = ready!(this.body.poll_frame(cx));
         this.open.waits(false);
         Poll::Ready(frame)
     }

@@ -73,8 +73,9 @@ use self::{browser::Hosts, connection::Limits};
 #[allow(unused_imports)] // each server uses a part of it
 pub(crate) use self::{
     connect::Connect,
-    connection::Peer,
-    options::{FalUrls, Options},
+    connection::{Answers, Peer},
+    options::{FalUrls, Listener, Options, seconds},
+    seldom::Seldom,
     upstream::Upstream,
 };
 
@@ -120,26 +121,43 @@ impl App {
 }
 
 /// What the probes answer.
-struct Health {
+pub(crate) struct Health {
     ready: Box<dyn Fn() -> bool + Send + Sync>,
     details: Box<dyn Fn() -> Value + Send + Sync>,
     draining: AtomicBool,
 }
 
 impl Health {
-    fn is_draining(&self) -> bool {
+    pub(crate) fn new(
+        ready: Box<dyn Fn() -> bool + Send + Sync>,
+        details: Box<dyn Fn() -> Value + Send + Sync>,
+    ) -> Arc<Self> {
+        Arc::new(Self { ready, details, draining: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         (self.ready)() && !self.is_draining()
     }
 
-    fn details(&self) -> Value {
+    pub(crate) fn details(&self) -> Value {
         let mut details = (self.details)();
         details["draining"] = self.is_draining().into();
         details
     }
+}
+
+/// What a listener needs besides its options.
+pub(crate) struct Running<S> {
+    pub(crate) answers: S,
+    pub(crate) health: Arc<Health>,
+    /// The names of the server, for its admin listener.
+    pub(crate) hosts: Vec<String>,
+    /// See [`App::try_it`].
+    pub(crate) try_it: &'static str,
 }
 
 /// The whole of `main` after the arguments: starts the log, builds the app, and serves it until a signal ends it.
@@ -150,7 +168,33 @@ pub(crate) async fn run(
 ) -> ExitCode {
     // Standard output is for the address: programs that start this one read it there.
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
-    match start(&options, &urls, build).await {
+    let Options { listener, .. } = &options;
+    // It keeps the mock of --demo alive.
+    let mut upstream = None;
+    let build = async |address: SocketAddr| {
+        let upstream = upstream.insert(Upstream::new(listener.demo, &urls).await?);
+        let App { router, ready, details, pages, checks_host, try_it } = build(upstream).await?;
+        let health = Health::new(ready, details);
+        let hosts = if checks_host { None } else { browser::hosts(address.ip(), &options.host) };
+        let router = around(router, &options, Arc::clone(&health), hosts).merge(pages);
+        Ok(Running { answers: router, health, hosts: options.host.clone(), try_it })
+    };
+    exit_code(run_until_ended(listener, build).await)
+}
+
+/// The same for a server that has another thing than a router, and none of the layers that are put around that. It is told
+/// where it listens.
+#[allow(dead_code)] // one server only
+pub(crate) async fn run_bare<S: Answers>(
+    listener: &Listener,
+    build: impl AsyncFnOnce(SocketAddr) -> Result<Running<S>, BoxError>,
+) -> ExitCode {
+    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
+    exit_code(run_until_ended(listener, build).await)
+}
+
+fn exit_code(ended: Result<(), BoxError>) -> ExitCode {
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", report(&*error));
@@ -159,33 +203,26 @@ pub(crate) async fn run(
     }
 }
 
-async fn start(
-    options: &Options,
-    urls: &FalUrls,
-    build: impl AsyncFnOnce(&Upstream) -> Result<App, BoxError>,
+async fn run_until_ended<S: Answers>(
+    options: &Listener,
+    build: impl AsyncFnOnce(SocketAddr) -> Result<Running<S>, BoxError>,
 ) -> Result<(), BoxError> {
     // Before there is a store, so that nothing is missing in it.
     let metrics = PrometheusBuilder::new().install_recorder()?;
     // Before the address is printed, so that a signal that follows is not missed.
     let mut end = End::new()?;
-    // It keeps the mock of --demo alive.
-    let upstream = Upstream::new(options, urls).await?;
-    let App { router, ready, details, pages, checks_host, try_it } = build(&upstream).await?;
-    let health = Arc::new(Health { ready, details, draining: AtomicBool::new(false) });
     let limits = Limits { header_timeout: options.header_timeout, idle_timeout: options.idle_timeout };
-
     let (listener, address) = listen(options.listen)?;
-    let hosts = if checks_host { None } else { browser::hosts(address.ip(), &options.host) };
-    let router = around(router, options, Arc::clone(&health), hosts).merge(pages);
+    let Running { answers, health, hosts, try_it } = build(address).await?;
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async {
         let _ = stopped.await;
     };
-    let server = tokio::spawn(accept::serve("public", listener, router, limits, max_connections(options), stopped));
+    let server = tokio::spawn(accept::serve("public", listener, answers, limits, max_connections(options), stopped));
     println!("listening on http://{address}");
     if let Some(admin) = options.admin {
         let (listener, address) = listen(admin)?;
-        let router = admin::router(Arc::clone(&health), metrics, browser::hosts(address.ip(), &options.host));
+        let router = admin::router(Arc::clone(&health), metrics, browser::hosts(address.ip(), &hosts));
         // It goes on until the process ends, so that probes are answered during the shutdown too.
         let never = std::future::pending();
         tokio::spawn(accept::serve("admin", listener, router, limits, ADMIN_CONNECTIONS, never));
@@ -228,7 +265,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// As many as you asked for, or fewer if the system allows too few open files.
-fn max_connections(options: &Options) -> usize {
+fn max_connections(options: &Listener) -> usize {
     let wanted = options.max_connections.get();
     match files::max_connections() {
         Some(possible) if possible < wanted => {

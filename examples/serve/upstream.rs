@@ -9,7 +9,7 @@ use tower_fal::{
     source::{EnvSource, FileSource},
 };
 
-use super::options::{FalUrls, Options};
+use super::options::FalUrls;
 use crate::terminal::BaseUrl;
 
 /// How long it may take to connect to fal.
@@ -27,8 +27,8 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    pub(crate) async fn new(options: &Options, urls: &FalUrls) -> Result<Self, BoxError> {
-        let mock = if options.demo { Some(MockFal::start().await?) } else { None };
+    pub(crate) async fn new(demo: bool, urls: &FalUrls) -> Result<Self, BoxError> {
+        let mock = if demo { Some(MockFal::start().await?) } else { None };
         let url = |named: &Option<BaseUrl>, of_mock: fn(&MockFal) -> String, of_fal: &str| match (named, &mock) {
             (Some(named), _) => Ok(named.clone()),
             (None, Some(mock)) => of_mock(mock).parse(),
