@@ -126,7 +126,7 @@ async fn main() -> ExitCode {
             Some(mock) => FalOrigins::only([])?.and(&mock.rest_origin())?,
         };
         let layer = tower_fal::layer(&store).auth(|auth| auth.origins(origins));
-        let client = Client::builder(TokioExecutor::new()).build(connect.connector()?);
+        let client = Client::builder(TokioExecutor::new()).build(connect.connector(true)?);
 
         let mut minter = TokenMinter::builder(layer.layer(client)).lifetime(Duration::from_secs(lifetime));
         for pattern in &allow_app {

@@ -46,6 +46,7 @@ use self::{
     tokens::Applications,
 };
 use crate::{
+    answer::RULE,
     auth::FalAuth,
     caller::{Authenticate, Callers, InvalidPattern},
     error::BoxError,
@@ -54,6 +55,9 @@ use crate::{
     realtime::InvalidApp,
     retry::{FalRetry, FalRetryLayer, Passthrough, ReplayBody},
     store::CredentialStore,
+    wire::header::{
+        BILLABLE_UNITS, ERROR_TYPE, NEEDS_RETRY, REQUEST_ID, REQUEST_TIMEOUT_TYPE, RETRYABLE, RUNNER_HINTS, SERVED_FROM,
+    },
 };
 
 mod answers;
@@ -85,6 +89,33 @@ const MAX_BODY: u64 = 32 * 1024 * 1024;
 ///
 /// Source: `@fal-ai/server-proxy` 1.2.1 (`index.ts`).
 const PATH: &str = "/api/fal/proxy";
+
+/// The headers of an answer that a page of another origin needs to see, for `expose_headers` of a layer for CORS:
+///
+/// ```
+/// # use tower_fal::proxy::{EXPOSED_HEADERS, FalProxy};
+/// # use tower_http::cors::{AllowHeaders, CorsLayer};
+/// # fn router(router: axum::Router, origin: http::HeaderValue) -> axum::Router {
+/// router.layer(
+///     CorsLayer::new()
+///         .allow_origin(origin)
+///         .allow_methods([http::Method::GET, http::Method::POST, http::Method::PUT])
+///         .allow_headers(AllowHeaders::mirror_request())
+///         .expose_headers(EXPOSED_HEADERS),
+/// )
+/// # }
+/// ```
+pub const EXPOSED_HEADERS: [HeaderName; 9] = [
+    REQUEST_ID,
+    ERROR_TYPE,
+    RETRYABLE,
+    NEEDS_RETRY,
+    REQUEST_TIMEOUT_TYPE,
+    BILLABLE_UNITS,
+    SERVED_FROM,
+    RUNNER_HINTS,
+    RULE,
+];
 
 /// The server proxy: a [`Service`] that answers each request by itself or with what fal answered. See the
 /// [module docs](self) for an example.

@@ -72,7 +72,7 @@ mod upstream;
 use self::{browser::Hosts, connection::Limits};
 #[allow(unused_imports)] // each server uses a part of it
 pub(crate) use self::{
-    connect::Connect,
+    connect::{Connect, Connector},
     connection::{Answers, Peer},
     options::{FalUrls, Listener, Options, seconds},
     seldom::Seldom,

@@ -149,6 +149,13 @@ impl<R: Body> ProxyBody<R> {
     }
 }
 
+/// An empty one, for layers around the proxy that answer by themselves.
+impl<R: Body> Default for ProxyBody<R> {
+    fn default() -> Self {
+        Self::ours(Bytes::new())
+    }
+}
+
 impl<R: Body> Kind<R> {
     fn is_end_stream(&self) -> bool {
         match self {

@@ -36,7 +36,6 @@ impl Finished {
     }
 
     /// Who called.
-    #[must_use]
     pub fn caller(&self) -> &Caller {
         &self.caller
     }

@@ -12,7 +12,6 @@ impl<S> FalProxy<S> {
     ///
     /// The layers that are put around it see its requests and answers. [`docs::proxy`](crate::docs) tells which of
     /// them break a stream.
-    #[must_use]
     pub fn into_router<R>(self) -> Router
     where
         S: Service<Request<ReplayBody<UploadBody<AxumBody>>>, Response = Response<R>>,

@@ -1,0 +1,237 @@
+//! The server proxy, ready to be deployed: browsers send it what they want of fal, and the key stays here.
+//!
+//! ```text
+//! cargo run --example proxy -- --demo        and open http://127.0.0.1:3000 in a browser
+//! FAL_KEY=… cargo run --example proxy -- --auth-token-file tokens --allow-endpoint 'fal-ai/flux/**'
+//! ```
+//!
+//! In the browser that is `fal.config({ proxyUrl: "/api/fal/proxy" })`, with a token of the caller's in `credentials`.
+//!
+//! Whoever may call spends from your account, so the server is closed until you choose: callers with tokens of their own
+//! (`--auth-token-file`), or everybody (`--allow-anonymous`). `--demo` is a fal in this process with a page that shows it
+//! all; without it the server never turns to anything but fal.
+//!
+//! Each option can be given by an environment variable as well: `FAL_PROXY_LISTEN` for `--listen`, and so on, with commas
+//! between several values.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::http::{HeaderValue, Method};
+use clap::Parser;
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioTimer},
+};
+use serde_json::json;
+use tower_fal::{
+    CredentialStore,
+    error::{BoxError, SourceErrorKind, report},
+    proxy::{EXPOSED_HEADERS, FalProxy, UploadBody},
+    retry::ReplayBody,
+    source::{EnvSource, FileSource},
+};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+
+use self::{
+    demo::Demo,
+    front::Front,
+    serve::{Connect, Connector, Health, Listener, Running, seconds, tokens},
+};
+
+#[path = "proxy/demo.rs"]
+mod demo;
+#[path = "proxy/front.rs"]
+mod front;
+#[allow(dead_code)] // what is put around a router, which this has not
+mod serve;
+mod terminal;
+
+/// The server proxy: browsers send it what they want of fal, and the key stays here.
+///
+/// It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE, or --key-file, or --demo; and --auth-token-file
+/// or --allow-anonymous, which say who may call.
+#[derive(Parser)]
+#[command(mut_arg("max_connections", |argument| argument.default_value("10000")))]
+#[command(mut_args(with_variable))]
+struct Arguments {
+    /// The path of the proxy
+    #[arg(long, value_name = "PATH", default_value = "/api/fal/proxy")]
+    path: String,
+    /// A file with ID:SECRET. The server reads it again whenever it changes, and at SIGHUP
+    #[arg(long, value_name = "FILE", conflicts_with = "demo")]
+    key_file: Option<PathBuf>,
+    /// A file with the tokens of callers, who send them as `authorization: Bearer TOKEN` or `Key TOKEN`. Each line is TOKEN
+    /// or NAME TOKEN. The server reads it again when it changes
+    #[arg(long, value_name = "FILE")]
+    auth_token_file: Option<PathBuf>,
+    /// Let everybody call who can reach the server
+    #[arg(long, conflicts_with = "auth_token_file")]
+    allow_anonymous: bool,
+    /// A name under which the server is called, such as app.example.com; `*` is any. Without one, a server that everybody
+    /// may call on a loopback address takes requests for this machine only. It may be repeated
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    allow_host: Vec<String>,
+    /// An origin whose pages may call the server, such as https://app.example.com; `*` is any. It may be repeated
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
+    allow_origin: Vec<HeaderValue>,
+    /// One more target besides the default ones, such as 'ws.fal.run/**'. It may be repeated
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+    allow_target: Vec<String>,
+    /// An endpoint that may be used, such as 'fal-ai/flux/**'. Without this option all may. It may be repeated
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+    allow_endpoint: Vec<String>,
+    /// An application for which realtime tokens are handed out, such as fal-ai/fast-lcm-diffusion. It may be repeated
+    #[arg(long, value_name = "APP", value_delimiter = ',')]
+    allow_realtime: Vec<String>,
+    /// A host to which fal may send results (fal_webhook), such as app.example.com; `*` is any. It may be repeated
+    #[arg(long, value_name = "HOST", value_delimiter = ',')]
+    allow_webhook: Vec<String>,
+    /// How many bytes the body of a request may have
+    #[arg(long, value_name = "BYTES", default_value = "33554432")]
+    max_body: u64,
+    /// How many requests of one caller may be under way. The others are answered with 429. Without this option there is no
+    /// limit
+    #[arg(long, value_name = "N")]
+    max_in_flight: Option<usize>,
+    /// How long fal's answer may take to begin. Without this option there is no limit, as models take minutes
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    first_byte_timeout: Option<Duration>,
+    /// Speak HTTP/2 with fal, where fal does
+    #[arg(long)]
+    http2: bool,
+    /// Write a line for each request to the log: an id, the method, the host and the path of the target, the status. Without
+    /// this option the log tells of failures only
+    #[arg(long)]
+    log_requests: bool,
+    /// With --demo: the folder `node_modules` in which @fal-ai/client is installed, for the page
+    #[arg(long, value_name = "DIR", requires = "demo")]
+    client_dir: Option<PathBuf>,
+    #[command(flatten)]
+    connect: Connect,
+    #[command(flatten)]
+    listener: Listener,
+}
+
+/// The environment variable of an option, which `--help` shows.
+fn with_variable(argument: clap::Arg) -> clap::Arg {
+    let name = format!("FAL_PROXY_{}", argument.get_id().as_str().to_ascii_uppercase());
+    // Some thirty names, once in the life of the process: clap keeps them for as long.
+    argument.env(&*name.leak())
+}
+
+type Upstream = Client<Connector, ReplayBody<UploadBody<Incoming>>>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments: Arguments = match terminal::arguments() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    if !arguments.allow_anonymous && arguments.auth_token_file.is_none() && !arguments.listener.demo {
+        eprintln!("--auth-token-file or --allow-anonymous is missing: who may call? See --help.");
+        return ExitCode::from(2);
+    }
+    serve::run_bare(&arguments.listener, async |address| {
+        let demo = if arguments.listener.demo { Some(Demo::start(&arguments).await?) } else { None };
+        let store = match &demo {
+            Some(demo) => demo.store().clone(),
+            None => store(arguments.key_file.as_deref()).await?,
+        };
+        let connector = match &demo {
+            Some(demo) => demo.connector()?,
+            None => arguments.connect.connector(arguments.http2)?,
+        };
+        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+        let proxy = proxy(&arguments, address.ip().to_canonical().is_loopback(), &store, client).await?;
+
+        let (ready, details) = (store.clone(), store.clone());
+        let health = Health::new(
+            Box::new(move || ready.status().is_ready()),
+            Box::new(move || json!(details.status())),
+        );
+        let pages = demo.map(|demo| demo.pages(Arc::clone(&health)));
+        Ok(Running {
+            answers: Front::new(&arguments, proxy, cors(&arguments), Arc::clone(&health), pages.unwrap_or_default()),
+            health,
+            hosts: arguments.allow_host.clone(),
+            try_it: r#"-d '{"prompt":"a lighthouse"}' -H content-type:application/json -H x-fal-target-url:https://fal.run/fal-ai/flux/dev {}/api/fal/proxy"#,
+        })
+    })
+    .await
+}
+
+async fn proxy(
+    arguments: &Arguments,
+    is_on_loopback: bool,
+    store: &CredentialStore,
+    client: Upstream,
+) -> Result<FalProxy<Upstream>, BoxError> {
+    let mut proxy = FalProxy::over(store, client).path(&arguments.path)?.max_body(arguments.max_body);
+    proxy = match &arguments.auth_token_file {
+        Some(path) => proxy.authenticate(tokens::follow(path).await?),
+        None => proxy.allow_anonymous(),
+    };
+    for name in &arguments.allow_host {
+        proxy = proxy.allow_host(name)?;
+    }
+    // Whoever can reach another address need not go through somebody's browser.
+    if arguments.allow_host.is_empty() && !is_on_loopback {
+        proxy = proxy.allow_host("*")?;
+    }
+    for pattern in &arguments.allow_target {
+        proxy = proxy.allow_target(pattern)?;
+    }
+    for pattern in &arguments.allow_endpoint {
+        proxy = proxy.allow_endpoint(pattern)?;
+    }
+    for app in &arguments.allow_realtime {
+        proxy = proxy.allow_realtime(app)?;
+    }
+    for host in &arguments.allow_webhook {
+        proxy = proxy.allow_webhook(host)?;
+    }
+    if let Some(requests) = arguments.max_in_flight {
+        proxy = proxy.max_in_flight(requests);
+    }
+    if let Some(limit) = arguments.first_byte_timeout {
+        proxy = proxy.first_byte_timeout(limit);
+    }
+    Ok(proxy)
+}
+
+/// The store with the key from this file, or from the environment. It is an error if there is none.
+async fn store(key_file: Option<&Path>) -> Result<CredentialStore, BoxError> {
+    let store = match key_file {
+        Some(path) => CredentialStore::builder(FileSource::new(path)),
+        None => CredentialStore::builder(EnvSource::all()),
+    };
+    #[cfg(unix)]
+    let store = store.reload_on_sighup();
+    store.watch_files().build().await.map_err(|error| match error.kind() {
+        SourceErrorKind::NotFound => {
+            format!("{}. Or use --key-file FILE, or --demo. See --help.", report(&error)).into()
+        }
+        _ => error.into(),
+    })
+}
+
+/// For pages of other origins, if there are any that may call.
+fn cors(arguments: &Arguments) -> Option<CorsLayer> {
+    let origins = &arguments.allow_origin;
+    let origins = match origins.as_slice() {
+        [] => return None,
+        origins if origins.iter().any(|origin| origin == "*") => AllowOrigin::any(),
+        origins => AllowOrigin::list(origins.iter().cloned()),
+    };
+    let cors = CorsLayer::new().allow_origin(origins).allow_methods([Method::GET, Method::POST, Method::PUT]);
+    Some(cors.allow_headers(AllowHeaders::mirror_request()).expose_headers(EXPOSED_HEADERS))
+}
