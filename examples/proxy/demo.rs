@@ -67,7 +67,19 @@ impl Demo {
             return Err("--client-dir: @fal-ai/client is not installed there".into());
         }
         let path = arguments.path.clone();
-        Ok(Self(Arc::new(Inner { fal, store, number, generations: Mutex::default(), path, client_dir })))
+        let demo = Self(Arc::new(Inner { fal, store, number, generations: Mutex::default(), path, client_dir }));
+        demo.note_generation();
+        Ok(demo)
+    }
+
+    /// Remembers under which generation the store has its key. Each key has its request, and the page asks often.
+    fn note_generation(&self) -> HashMap<String, u64> {
+        let status = json!(self.0.store.status());
+        let mut generations = self.0.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(key_id), Some(generation)) = (status["key_id"].as_str(), status["generation"].as_u64()) {
+            generations.insert(key_id.to_owned(), generation);
+        }
+        generations.clone()
     }
 
     pub(crate) fn store(&self) -> &CredentialStore {
@@ -97,12 +109,8 @@ fn key(number: u64) -> Result<Credential, BoxError> {
 }
 
 async fn status(State((demo, health)): State<(Demo, Arc<Health>)>) -> impl IntoResponse {
-    let Inner { fal, store, generations, path, client_dir, .. } = &*demo.0;
-    let status = json!(store.status());
-    let mut generations = generations.lock().unwrap_or_else(PoisonError::into_inner);
-    if let (Some(key_id), Some(generation)) = (status["key_id"].as_str(), status["generation"].as_u64()) {
-        generations.insert(key_id.to_owned(), generation);
-    }
+    let Inner { fal, path, client_dir, .. } = &*demo.0;
+    let (generations, status) = (demo.note_generation(), health.details());
     let received = fal.received();
     let shown = received.iter().skip(received.len().saturating_sub(SHOWN));
     let requests: Vec<_> = shown.map(|request| described(request, &generations)).collect();
@@ -110,7 +118,7 @@ async fn status(State((demo, health)): State<(Demo, Arc<Health>)>) -> impl IntoR
         "key_id": status["key_id"],
         "generation": status["generation"],
         "ready": health.is_ready(),
-        "status": health.details(),
+        "status": status,
         "path": path,
         "client": client_dir.is_some(),
         "runs": fal.runs(),

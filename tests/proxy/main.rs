@@ -3,5 +3,8 @@
 #![allow(clippy::unwrap_used)] // a test that panics has failed
 
 mod conformance;
+mod failures;
+#[cfg(unix)]
+mod program;
 mod service;
 mod support;

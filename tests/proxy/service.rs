@@ -30,14 +30,14 @@ const RUN: &str = "https://fal.run/fal-ai/flux/dev";
 const SUBMIT: &str = "https://queue.fal.run/fal-ai/flux/dev";
 
 /// A fal that knows its hosts by the `host` of a request, at one address.
-struct Mock {
-    fal: MockFal,
-    address: std::net::SocketAddr,
+pub(crate) struct Mock {
+    pub(crate) fal: MockFal,
+    pub(crate) address: std::net::SocketAddr,
     _serving: Task,
 }
 
 impl Mock {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let fal = MockFal::start().await.unwrap();
         fal.accept(&Credential::key(KEY).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -51,7 +51,7 @@ impl Mock {
         Self { fal, address, _serving: serving }
     }
 
-    fn proxy(&self) -> FalProxy<Upstream> {
+    pub(crate) fn proxy(&self) -> FalProxy<Upstream> {
         proxy(self.address)
     }
 }
@@ -193,7 +193,7 @@ async fn as_many_requests_are_under_way_as_a_caller_may_have() {
     tokio::time::timeout(PATIENCE, served).await.unwrap();
 }
 
-async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {
+pub(crate) async fn read_until(stream: &mut tokio::net::TcpStream, end: &str) -> String {
     let mut read = Vec::new();
     let reading = async {
         while !String::from_utf8_lossy(&read).contains(end) {

@@ -217,10 +217,16 @@ pub(crate) fn proxy(fal: SocketAddr) -> FalProxy<Upstream> {
 /// A server on loopback.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
-    _serving: Task,
+    /// `None` for one that somebody else runs.
+    _serving: Option<Task>,
 }
 
 impl Server {
+    #[cfg(unix)]
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        Self { address, _serving: None }
+    }
+
     pub(crate) async fn new(router: Router) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -239,7 +245,7 @@ impl Server {
                 });
             }
         });
-        Self { address, _serving: serving }
+        Self { address, _serving: Some(serving) }
     }
 
     pub(crate) async fn connect(&self) -> TcpStream {
