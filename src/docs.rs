@@ -3,6 +3,7 @@
 //! | page | answers |
 //! |---|---|
 //! | [`rotation`] | How is a key rotated without a failed request, and when may the old one be revoked? |
+//! | [`proxy`] | How do browsers call fal through your server, and what does it let through? |
 //! | [`readiness`] | What does a readiness probe answer? |
 //! | [`realtime`] | How do browsers open sockets to fal without the key? |
 //! | [`observability`] | Which events and metrics are there? |
@@ -24,6 +25,10 @@ pub mod observability {}
 #[doc = include_str!("../docs/performance.md")]
 #[doc(alias = "benchmark", alias = "overhead")]
 pub mod performance {}
+
+#[doc = include_str!("../docs/proxy.md")]
+#[doc(alias = "browser", alias = "proxyUrl", alias = "cors", alias = "javascript")]
+pub mod proxy {}
 
 #[doc = include_str!("../docs/readiness.md")]
 #[doc(alias = "readyz", alias = "health", alias = "probe")]

@@ -77,6 +77,7 @@
 //! | give customers' own keys to their requests | [`auth`](auth#a-request-with-its-own-credential) |
 //! | use reqwest, axum, or one type for `State` | [`reqwest`](mod@reqwest), [`axum`](mod@axum), [`client`] |
 //! | use the login of `fal auth login`, or make one | [`docs::login`], [`login`] |
+//! | let browsers call fal through your server | [`docs::proxy`] |
 //! | rotate a key in a fleet | [`docs::rotation`] |
 //! | answer a readiness probe | [`docs::readiness`] |
 //! | let browsers open realtime sockets | [`realtime`], [`docs::realtime`] |

@@ -23,7 +23,7 @@
 //!
 //! In the browser that is `fal.config({ proxyUrl: "/api/fal/proxy" })`.
 //!
-//! [`docs::proxy`](crate::docs) tells how to mount it, what it does differently from fal's JavaScript package, and
+//! [`docs::proxy`](crate::docs::proxy) tells how to mount it, what it does differently from fal's JavaScript package, and
 //! which layers around it break a stream.
 
 use std::{

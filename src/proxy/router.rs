@@ -10,7 +10,7 @@ impl<S> FalProxy<S> {
     /// The proxy as a router with one route, at the [`path`](Self::path), with and without a slash at its end. It can be
     /// merged into another router, or nested.
     ///
-    /// The layers that are put around it see its requests and answers. [`docs::proxy`](crate::docs) tells which of
+    /// The layers that are put around it see its requests and answers. [`docs::proxy`](crate::docs::proxy) tells which of
     /// them break a stream.
     pub fn into_router<R>(self) -> Router
     where

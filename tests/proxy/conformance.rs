@@ -215,3 +215,16 @@ fn each_row_has_an_id_of_its_own_and_the_answer_of_the_package() {
     assert_eq!(ids.len(), rows.len());
     assert!(rows.iter().all(|row| !row.javascript.is_empty()));
 }
+
+/// The manual compares the proxy with the package, by rows of this table.
+#[test]
+fn each_row_that_the_manual_names_is_there() {
+    let (manual, rows) = (include_str!("../../docs/proxy.md"), rows());
+    let table = manual.split("# Compared").nth(1).unwrap();
+    let named = table.lines().filter_map(|line| line.strip_suffix(" |")?.rsplit_once("| ")).map(|(_, id)| id);
+    let named: Vec<_> = named.filter(|id| id.starts_with(|first: char| first.is_ascii_uppercase())).collect();
+    assert!(named.len() > 20, "{named:?}");
+    for id in named {
+        assert!(rows.iter().any(|row| row.id == id), "{id}");
+    }
+}
