@@ -1,0 +1,12 @@
+//! fal's own JavaScript client, in a page in Chromium, through the running example `proxy`, to a fal of this process.
+//!
+//! They need Node.js and Chromium, so they run when they are asked for: `npm ci --prefix tests/e2e`, then
+//! `cargo test --test e2e -- --ignored`. `CHROMIUM` is the path of the browser, `/usr/bin/chromium` if it is not set.
+
+#![cfg(unix)]
+
+mod browser;
+mod calls;
+mod failures;
+mod rotation;
+mod servers;
