@@ -20,7 +20,7 @@ PATH = "/api/fal/proxy"
 KEY = "bench:not-a-secret"
 KINDS = ["json", "large", "stream"]
 SCHEMES = ["http", "https"]
-PROXIES = ["direct", "nginx", "relay", "ours", "express", "hono"]
+PROXIES = ["direct", "nginx", "relay", "service", "ours", "express", "hono"]
 
 NGINX = """
 worker_processes 1;
@@ -126,14 +126,14 @@ class Bench:
                                          key=KEY, ca=self.ca))
             # The worker alone does the work, so there is no master.
             command = ["nginx", "-c", conf, "-g", "master_process off; user root;" if os.geteuid() == 0 else "master_process off;"]
-        elif name in ("relay", "ours"):
+        elif name in ("relay", "service", "ours"):
             to = "--connect-to" if scheme == "https" else "--connect-to-http"
             command = [to, f"127.0.0.1:{upstream}", "--listen", f"127.0.0.1:{port}"]
             command += ["--ca-file", self.ca] if scheme == "https" or name == "ours" else []
             if name == "ours":
                 command += ["--allow-anonymous", "--key-file", self.key_file, "--admin", "127.0.0.1:0",
                             *self.options.ours]
-            command = [self.ours if name == "ours" else self.built / "relay", *command]
+            command = [self.ours if name == "ours" else self.built / name, *command]
         else:
             command = ["node", HERE / "node" / "server.mjs", name, port, scheme, upstream]
             more["env"] = {**os.environ, "FAL_KEY": KEY, "CA_FILE": str(self.ca), "NODE_ENV": "production"}
@@ -154,13 +154,12 @@ class Bench:
 
 
 def build(options):
-    environment = {**os.environ, "CARGO_PROFILE_RELEASE_LTO": "fat", "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "1"}
     target = Path(options.target_dir)
     subprocess.run(["cargo", "build", "--locked", "--release", "--target-dir", target / "benches-proxy"], cwd=HERE,
-                   env=environment, check=True)
+                   check=True)
     if "ours" in options.proxies:
         subprocess.run(["cargo", "build", "--locked", "--release", "--example", "proxy", "--target-dir", target],
-                       cwd=ROOT, env=environment, check=True)
+                       cwd=ROOT, check=True)
     if {"express", "hono"} & set(options.proxies) and not (HERE / "node" / "node_modules").exists():
         subprocess.run(["npm", "ci", "--silent"], cwd=HERE / "node", check=True)
     if "nginx" in options.proxies and not shutil.which("nginx"):
@@ -211,7 +210,7 @@ def table(rows, options):
 def memory(bench, options):
     lines = ["| proxy | 1 GiB up, peak MiB | 1 GiB down, peak MiB | idle streams | MiB before | MiB with them | KiB a stream |",
              "|---|--:|--:|--:|--:|--:|--:|"]
-    for name in [name for name in options.proxies if name in ("nginx", "relay", "ours")]:
+    for name in [name for name in options.proxies if name in ("nginx", "relay", "service", "ours")]:
         found = {}
         for kind in ("upload", "download"):
             with bench.proxy(name, "http") as proxy:

@@ -44,6 +44,7 @@ async fn run_by_post_by_get_and_by_url() {
     assert_eq!(header(&posted, "x-fal-request-timeout"), Some("60"));
     let lifecycle = header(&posted, "x-fal-object-lifecycle-preference").unwrap();
     assert_eq!(serde_json::from_str::<Value>(lifecycle).unwrap(), json!({"expiration_duration_seconds": 3600}));
+    assert!(header(&posted, "x-fal-client-proxy").is_some_and(|name| name.starts_with("tower-fal")), "{posted:?}");
     for name in ["x-fal-target-url", "cookie", "origin", "referer"] {
         assert_eq!(header(&posted, name), None, "{name}");
     }

@@ -1,4 +1,4 @@
-//! What the three programs of the benchmark have in common.
+//! What the programs of the benchmark have in common.
 
 #![forbid(unsafe_code)]
 
