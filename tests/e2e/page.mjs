@@ -59,7 +59,6 @@ const browser = await chromium.launch({
 // The certificate of the storage is that of a CA which no browser knows. The proxy checks its own connections.
 const page = await (await browser.newContext({ ignoreHTTPSErrors: true })).newPage();
 page.on("pageerror", (error) => console.error(String(error)));
-page.on("console", (message) => message.type() === "error" && console.error(message.text()));
 await page.route(`${origin}/e2e`, (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html><title>e2e</title>" }));
 await page.goto(`${origin}/e2e`);
 await page.addScriptTag({ content: bundle("@fal-ai/client") });
