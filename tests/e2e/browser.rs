@@ -19,16 +19,30 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// Opens a page of this origin, whose client has the proxy there.
-    pub(crate) async fn open(origin: &str, fal: &str) -> Self {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/page.mjs");
+    /// Opens a page of this origin, whose client has the proxy there. fal's hosts lead to this address.
+    pub(crate) async fn with_client(origin: &str, fal: &str) -> Self {
+        let mut page = Self::open(&[origin, fal]).await;
+        page.call("fal.config({ proxyUrl: '/api/fal/proxy' })").await;
+        page
+    }
+
+    /// Opens the page that is at this origin.
+    pub(crate) async fn at(origin: &str) -> Self {
+        Self::open(&[origin]).await
+    }
+
+    async fn open(arguments: &[&str]) -> Self {
         let mut command = Command::new("node");
-        command.args([script, origin, fal]).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().expect("Node.js is needed: apt-get install nodejs npm");
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/page.mjs")).args(arguments);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("Node.js is needed: apt-get install nodejs npm");
         let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         let mut page = Self { child, stdin, stdout: BufReader::new(stdout).lines() };
         assert_eq!(page.result().await, Ok(json!("ready")), "npm ci --prefix tests/e2e; apt-get install chromium");
-        page.call("fal.config({ proxyUrl: '/api/fal/proxy' })").await;
         page
     }
 

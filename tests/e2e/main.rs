@@ -8,6 +8,7 @@
 
 mod browser;
 mod calls;
+mod demo;
 mod failures;
 mod rotation;
 mod servers;

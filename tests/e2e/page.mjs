@@ -2,6 +2,7 @@
 // async function, which is run in the page. Each line of standard output is its result: {"ok":…} or {"error":…}.
 //
 // node page.mjs ORIGIN FAL: the page is of the origin of the proxy, and fal's hosts lead to FAL, an address with TLS.
+// node page.mjs ORIGIN: the page is the one at ORIGIN itself, as on a phone.
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -53,15 +54,21 @@ const browser = await chromium.launch({
     "--disable-sync",
     // The page comes from this script, so Chromium does not know that it is of this machine, as the servers are.
     "--disable-features=LocalNetworkAccessChecks",
-    `--host-resolver-rules=MAP fal.run:443 ${fal}, MAP v3.fal.media:443 ${fal}`,
+    ...(fal ? [`--host-resolver-rules=MAP fal.run:443 ${fal}, MAP v3.fal.media:443 ${fal}`] : []),
   ],
 });
 // The certificate of the storage is that of a CA which no browser knows. The proxy checks its own connections.
-const page = await (await browser.newContext({ ignoreHTTPSErrors: true })).newPage();
+const context = await browser.newContext({ ignoreHTTPSErrors: true, viewport: { width: 390, height: 844 } });
+const page = await context.newPage();
 page.on("pageerror", (error) => console.error(String(error)));
-await page.route(`${origin}/e2e`, (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html><title>e2e</title>" }));
-await page.goto(`${origin}/e2e`);
-await page.addScriptTag({ content: bundle("@fal-ai/client") });
+if (fal) {
+  const body = "<!doctype html><title>e2e</title>";
+  await page.route(`${origin}/e2e`, (route) => route.fulfill({ contentType: "text/html", body }));
+  await page.goto(`${origin}/e2e`);
+  await page.addScriptTag({ content: bundle("@fal-ai/client") });
+} else {
+  await page.goto(origin);
+}
 console.log(JSON.stringify({ ok: "ready" }));
 
 for await (const line of createInterface({ input: process.stdin })) {

@@ -69,7 +69,7 @@ impl Servers {
             .arg(&key_file)
             .args(more);
         let (proxy, origin, log) = started(command).await;
-        let page = Page::open(&origin, &address.to_string()).await;
+        let page = Page::with_client(&origin, &address.to_string()).await;
         Self { fal, page, proxy, log, directory, listener, rotations: 0 }
     }
 
@@ -93,23 +93,24 @@ impl Servers {
     }
 
     /// Ends everything. The secret is nowhere but in the requests for fal.
-    pub(crate) async fn stop(mut self) {
+    pub(crate) async fn stop(self) {
         for request in self.fal.received() {
             // Uploads go straight to the storage, by URLs that are signed.
             assert_eq!(request.presented == Presented::Nothing, request.host.starts_with("v3."), "{request:?}");
         }
         self.page.close().await;
-        terminate(&self.proxy);
-        tokio::time::timeout(PATIENCE, self.proxy.wait()).await.expect("the proxy does not end").unwrap();
-        let log = self.log.await.unwrap();
+        let log = ended(self.proxy, self.log).await;
         assert!(!log.contains(SECRET), "{log}");
         self.listener.abort();
     }
 }
 
-fn terminate(child: &Child) {
-    let process = rustix::process::Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+/// Ends a server, and returns what it has written.
+pub(crate) async fn ended(mut server: Child, log: JoinHandle<String>) -> String {
+    let process = rustix::process::Pid::from_raw(server.id().unwrap().try_into().unwrap()).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    tokio::time::timeout(PATIENCE, server.wait()).await.expect("the server does not end").unwrap();
+    log.await.unwrap()
 }
 
 fn key(number: u64) -> Credential {
@@ -121,7 +122,7 @@ fn key_text(number: u64) -> String {
 }
 
 /// A server that has said where it listens.
-async fn started(mut command: Command) -> (Child, String, JoinHandle<String>) {
+pub(crate) async fn started(mut command: Command) -> (Child, String, JoinHandle<String>) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let (mut stdout, mut stderr) = (BufReader::new(child.stdout.take().unwrap()), child.stderr.take().unwrap());
     let mut line = String::new();
@@ -172,7 +173,7 @@ fn tls(ca_out: &PathBuf) -> TlsAcceptor {
 }
 
 /// An example, which Cargo builds first, with the profile and in the target directory of these tests.
-fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     let tests = env::current_exe().unwrap();
     let directory = tests.ancestors().nth(2).unwrap();
     let profile = directory.file_name().unwrap().to_str().unwrap();
