@@ -2,6 +2,7 @@
 //!
 //! | page | answers |
 //! |---|---|
+//! | [`servers`] | Which part of this crate does what for a server, and which do you need? |
 //! | [`rotation`] | How is a key rotated without a failed request, and when may the old one be revoked? |
 //! | [`proxy`] | How do browsers call fal through your server, and what does it let through? |
 //! | [`readiness`] | What does a readiness probe answer? |
@@ -45,6 +46,10 @@ pub mod rotation {}
 #[doc = include_str!("../docs/secrets.md")]
 #[doc(alias = "allow list", alias = "zeroize", alias = "redact")]
 pub mod secrets {}
+
+#[doc = include_str!("../docs/servers.md")]
+#[doc(alias = "authentication", alias = "browser", alias = "overview")]
+pub mod servers {}
 
 #[doc = include_str!("../docs/stacks.md")]
 #[doc(alias = "hyper", alias = "compile error", alias = "websocket")]

@@ -69,6 +69,7 @@
 //! # Where next
 //! | you want to | look at |
 //! |---|---|
+//! | know which part of this crate your server needs | [`docs::servers`] |
 //! | say where the key comes from | [`source`] |
 //! | use what fal's own tools use on a developer's machine | [`CredentialStore::from_default`] |
 //! | know what the store does with it | [`store`] |

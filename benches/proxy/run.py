@@ -102,9 +102,7 @@ class Bench:
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
         self.core, self.other = options.cores
-        built = Path(options.target_dir) / "release"
-        self.ours = built / "examples" / "proxy"
-        self.built = Path(options.target_dir) / "benches-proxy" / "release"
+        self.built = Path(options.target_dir) / "release"
         self.ca = folder / "ca.pem"
         self.key_file = folder / "key"
         self.key_file.write_text(KEY)
@@ -133,7 +131,7 @@ class Bench:
             if name == "ours":
                 command += ["--allow-anonymous", "--key-file", self.key_file, "--admin", "127.0.0.1:0",
                             *self.options.ours]
-            command = [self.ours if name == "ours" else self.built / name, *command]
+            command = [self.built / name, *command]
         else:
             command = ["node", HERE / "node" / "server.mjs", name, port, scheme, upstream]
             more["env"] = {**os.environ, "FAL_KEY": KEY, "CA_FILE": str(self.ca), "NODE_ENV": "production"}
@@ -154,12 +152,7 @@ class Bench:
 
 
 def build(options):
-    target = Path(options.target_dir)
-    subprocess.run(["cargo", "build", "--locked", "--release", "--target-dir", target / "benches-proxy"], cwd=HERE,
-                   check=True)
-    if "ours" in options.proxies:
-        subprocess.run(["cargo", "build", "--locked", "--release", "--example", "proxy", "--target-dir", target],
-                       cwd=ROOT, check=True)
+    subprocess.run(["cargo", "build", "--locked", "--release", "--target-dir", options.target_dir], cwd=HERE, check=True)
     if {"express", "hono"} & set(options.proxies) and not (HERE / "node" / "node_modules").exists():
         subprocess.run(["npm", "ci", "--silent"], cwd=HERE / "node", check=True)
     if "nginx" in options.proxies and not shutil.which("nginx"):
@@ -238,7 +231,7 @@ def main():
     parser.add_argument("--idle", type=int, default=5_000, help="how many streams stay open with --memory")
     parser.add_argument("--cores", type=numbers, default=[0, 1], help="that of the proxy, and that of all others")
     parser.add_argument("--ours", type=str.split, default=[], help="more options for our proxy")
-    parser.add_argument("--target-dir", default=str(ROOT / "target"))
+    parser.add_argument("--target-dir", default=str(ROOT / "target" / "benches-proxy"))
     parser.add_argument("--no-build", action="store_true")
     options = parser.parse_args()
     if not options.no_build:
