@@ -305,7 +305,9 @@ fn payload(id: &str, outcome: &Result<Answer, ErrorType>) -> Value {
         Ok(answer) => {
             match &answer.content {
                 Content::Json(value) | Content::Events(value) => body["payload"] = value.clone(),
-                Content::Nothing | Content::Bytes(_) | Content::Statuses(_) => body["payload_error"] = "The payload is not JSON".into(),
+                Content::Nothing | Content::Bytes(_) | Content::Statuses(_) => {
+                    body["payload_error"] = "The payload is not JSON".into()
+                }
             }
             if answer.status.is_success() {
                 body["status"] = "OK".into();

@@ -1,11 +1,9 @@
 //! What clients, networks and fal can do to the proxy. After each of them it serves the next request, and no answer holds
 //! the key.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use axum::body::Body;
