@@ -133,7 +133,7 @@ impl Answer {
     }
 
     /// What the client sent does not fit, for one reason.
-    pub(super) fn unprocessable(reason: Value) -> Self {
+    pub(super) fn unprocessable(reason: &Value) -> Self {
         Self::with_json(StatusCode::UNPROCESSABLE_ENTITY, json!({ "detail": [reason] }))
     }
 

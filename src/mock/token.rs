@@ -61,7 +61,7 @@ impl Tokens {
     pub(super) fn mint(&mut self, form: Form, body: &[u8]) -> Answer {
         let wish = match Wish::read(form, body) {
             Ok(wish) => wish,
-            Err(answer) => return answer,
+            Err(answer) => return *answer,
         };
         self.count += 1;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -96,7 +96,7 @@ impl Token {
 
 impl Wish {
     /// The error is the answer that refuses it.
-    fn read(form: Form, body: &[u8]) -> Result<Self, Answer> {
+    fn read(form: Form, body: &[u8]) -> Result<Self, Box<Answer>> {
         let Ok(Value::Object(mut wish)) = serde_json::from_slice(body) else {
             return Err(invalid("", "Input should be a valid dictionary"));
         };
@@ -115,7 +115,7 @@ impl Wish {
         }
         // Each endpoint takes the names of the other for those of nothing.
         if apps.iter().any(|app| app.is_empty() || app.contains('/') != (form == Form::Paths)) {
-            return Err(Answer::detail(StatusCode::FORBIDDEN, "Forbidden"));
+            return Err(Box::new(Answer::detail(StatusCode::FORBIDDEN, "Forbidden")));
         }
         let seconds = wish.get(life).and_then(Value::as_u64).map(Duration::from_secs);
         match seconds.filter(|life| !life.is_zero() && *life <= MAX_LIFE) {
@@ -126,7 +126,7 @@ impl Wish {
 }
 
 /// A refusal of what a body holds under a name.
-fn invalid(name: &str, rule: &str) -> Answer {
+fn invalid(name: &str, rule: &str) -> Box<Answer> {
     let place: Vec<_> = ["body", name].into_iter().filter(|name| !name.is_empty()).collect();
-    Answer::unprocessable(json!({ "loc": place, "msg": rule, "type": "value_error" }))
+    Box::new(Answer::unprocessable(&json!({ "loc": place, "msg": rule, "type": "value_error" })))
 }
