@@ -176,7 +176,8 @@ pub(crate) async fn run(
         let App { router, ready, details, pages, checks_host, try_it } = build(upstream).await?;
         let health = Health::new(ready, details);
         let hosts = if checks_host { None } else { browser::hosts(address.ip(), &options.host) };
-        let router = around(router, &options, Arc::clone(&health), hosts).merge(pages);
+        // In this order: of two routers that are merged, the second one answers 404, and that has the layers.
+        let router = pages.merge(around(router, &options, Arc::clone(&health), hosts));
         Ok(Running { answers: router, health, hosts: options.host.clone(), try_it })
     };
     exit_code(run_until_ended(listener, build).await)

@@ -130,6 +130,8 @@ async fn the_demo_needs_nothing_and_has_a_page() {
         assert_eq!(app.get(file).await.status, 200);
     }
     assert_eq!(app.get("/api/fal/token?app=fal-ai/other/realtime").await.status, 403);
+    let none = app.get("/none").await;
+    assert_eq!((none.status.as_u16(), none.headers["x-content-type-options"].to_str().unwrap()), (404, "nosniff"));
     app.end().await.well();
 }
 
