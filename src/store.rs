@@ -70,6 +70,7 @@ pub use self::{
 };
 pub(crate) use self::{
     evidence::Mark,
+    standby::Candidate,
     wait::{WaitFor, Waited},
 };
 pub use crate::{error::ReloadError, generation::Generation};
@@ -241,7 +242,7 @@ impl CredentialStore {
 
     /// The credentials that a request may be sent with, the best one first: the one in use, and the one beside it while
     /// fal has not accepted the newest one.
-    pub(crate) fn candidates(&self) -> [Option<Snapshot>; 2] {
+    pub(crate) fn candidates(&self) -> [Option<Candidate>; 2] {
         self.shared.candidates()
     }
 

@@ -23,7 +23,7 @@ use crate::{
     error::{Kept, Reason, RefusalParts, ReloadError, Replayed, classify},
     events,
     generation::Generation,
-    store::{CredentialStore, Mark, Snapshot, WaitFor},
+    store::{Candidate, CredentialStore, Mark, Snapshot, WaitFor},
 };
 
 const DEFAULT_MAX_BODY: u64 = 256 * 1024;
@@ -285,19 +285,21 @@ fn newest(tried: &Tried) -> Option<&(Snapshot, Mark)> {
 
 /// Which of the candidates a request may be sent with next. Not with one of the same value as one that was refused,
 /// unless fal has come to accept it since.
-fn other(candidates: [Option<Snapshot>; 2], tried: &Tried, replayed: Replayed) -> Option<Replay> {
+fn other(candidates: [Option<Candidate>; 2], tried: &Tried, replayed: Replayed) -> Option<Replay> {
     let ((newest, mark), (last, last_mark)) = (newest(tried)?, tried.last()?);
     let was_tried = |candidate: &Snapshot| {
         tried.iter().any(|(snapshot, _)| snapshot.credential().same_value(candidate.credential()))
     };
     let mut candidates = candidates.into_iter().flatten();
-    let is_newer = |candidate: &Snapshot| candidate.generation() > newest.generation();
-    let mut untried = candidates.clone().filter(|candidate| !was_tried(candidate));
+    // One that was set aside is newer than the one in use, but it is not the one that a request would wait for.
+    let is_newer =
+        |candidate: &Candidate| !candidate.is_set_aside && candidate.snapshot.generation() > newest.generation();
+    let mut untried = candidates.clone().filter(|candidate| !was_tried(&candidate.snapshot));
     // A request is sent with a newer one only once. After that the previous one is left, even if there is a newer one.
-    let is_left = |candidate: &Snapshot| !(replayed.with_newer && is_newer(candidate));
-    if let Some(snapshot) = untried.clone().find(is_left).or_else(|| untried.next()) {
-        let other = if is_newer(&snapshot) { Other::Newer } else { Other::Previous };
-        return Some(Replay { snapshot, other });
+    let is_left = |candidate: &Candidate| !(replayed.with_newer && is_newer(candidate));
+    if let Some(candidate) = untried.clone().find(is_left).or_else(|| untried.next()) {
+        let other = if is_newer(&candidate) { Other::Newer } else { Other::Previous };
+        return Some(Replay { snapshot: candidate.snapshot, other });
     }
     // The newest one was accepted since it was refused. Or the previous one was refused after it: then fal has
     // switched from one to the other between the two attempts.
@@ -307,8 +309,8 @@ fn other(candidates: [Option<Snapshot>; 2], tried: &Tried, replayed: Replayed) -
     if !is_accepted_by_now && !fal_has_switched {
         return None;
     }
-    let snapshot = candidates.find(|candidate| candidate.generation() == newest.generation())?;
-    Some(Replay { snapshot, other: Other::Again })
+    let again = candidates.find(|candidate| candidate.snapshot.generation() == newest.generation())?;
+    Some(Replay { snapshot: again.snapshot, other: Other::Again })
 }
 
 impl LayerState {

@@ -15,7 +15,7 @@ use super::{
     evidence::{Evidence, Mark, Witness},
     pace::{Paces, Urgency},
     slot::{Slot, Snapshot},
-    standby::Standby,
+    standby::{Candidate, Standby},
     status::{DriverState, Status},
 };
 use crate::{
@@ -464,11 +464,14 @@ impl Shared {
 
     /// The credentials that a request may be sent with: the one in use, and the one beside it. A credential that fal
     /// accepts comes first.
-    pub(super) fn candidates(&self) -> [Option<Snapshot>; 2] {
+    pub(super) fn candidates(&self) -> [Option<Candidate>; 2] {
         let writer = self.writer();
-        let (current, other) = (self.slot.load(), writer.standby.snapshot(writer.overlap).cloned());
+        let current = Candidate { snapshot: self.slot.load(), is_set_aside: false };
+        let is_set_aside = matches!(writer.standby, Standby::Newest { .. });
+        let other =
+            writer.standby.snapshot(writer.overlap).map(|other| Candidate { snapshot: other.clone(), is_set_aside });
         match other {
-            Some(other) if other.mark().is_accepted() && !current.mark().is_accepted() => [Some(other), Some(current)],
+            Some(other) if other.is_accepted() && !current.is_accepted() => [Some(other), Some(current)],
             other => [Some(current), other],
         }
     }

@@ -23,6 +23,20 @@ pub(super) enum Standby {
     Newest { snapshot: Snapshot, tries: u32, next_try: Instant },
 }
 
+/// A credential that a request may be sent with.
+#[derive(Clone)]
+pub(crate) struct Candidate {
+    pub(crate) snapshot: Snapshot,
+    /// Whether fal has refused it before it ever accepted it, so that an older one is in use.
+    pub(crate) is_set_aside: bool,
+}
+
+impl Candidate {
+    pub(super) fn is_accepted(&self) -> bool {
+        self.snapshot.mark().is_accepted()
+    }
+}
+
 impl Standby {
     pub(super) fn newest(snapshot: Snapshot) -> Self {
         Self::Newest { snapshot, tries: 1, next_try: Instant::now() + jittered(FIRST_PAUSE) }

@@ -177,6 +177,20 @@ async fn a_wait_in_vain_says_nothing_about_a_key_accepted_since() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pending_key_takes_no_wait_from_its_successor() {
+    let (world, client) = proven().await;
+    world.rotate(2);
+    accepted(client.clone().oneshot(post()).await); // fal does not take it
+
+    // The key in use is revoked before the successor of both is there.
+    world.fal.knows_only(3);
+    let request = tokio::spawn(client.oneshot(post()));
+    tokio::time::sleep(RELOAD_WAIT / 2).await;
+    world.rotate(3);
+    accepted(request.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_switch_between_two_attempts_fails_nobody() {
     let (world, client) = proven().await;
     world.rotate(2);
