@@ -585,7 +585,7 @@ impl Witness for Shared {
     fn accepted(&self, generation: Generation) {
         let mut writer = self.writer();
         writer.paces.accepted();
-        writer.refused.take_if(|refused| refused.generation() == generation);
+        writer.refused.take_if(|refused| refused.mark().is_accepted());
         let current = self.slot.load();
         let newest = match &writer.standby {
             Standby::Newest { snapshot, .. } if snapshot.generation() == generation => Some(snapshot.clone()),
