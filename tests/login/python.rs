@@ -9,18 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdout, Command},
 };
-use tower_fal::{
-    login::DeviceLogin,
-    mock::{Endpoint, MockAuthorization},
-};
+use tower_fal::mock::{Endpoint, MockAuthorization};
 
 use crate::{
+    example::example,
     proxy::Proxy,
-    support::{EXPIRED, MINUTE, World, load, token},
+    support::{EXPIRED, MINUTE, World, load, refused, token},
 };
 
 struct Python {
@@ -43,18 +42,23 @@ impl Python {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let home = self.world.home.path();
         let mut command = Command::new(env::var_os("FAL_LOGIN_PYTHON").unwrap_or_else(|| "python3".into()));
         command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/login/fal_tools.py")).args(arguments);
+        self.of_tools(&mut command);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
+    /// A program with this home, and no network but the proxy.
+    fn of_tools<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        let home = self.world.home.path();
         command
             .env_clear()
             .env("HOME", home)
             .env("FAL_HOME_DIR", home)
             .env("FAL_CONFIG_PATH", home.join("config.toml"));
         command.env("HTTPS_PROXY", self.proxy.url()).env("SSL_CERT_FILE", self.proxy.roots(&self.world));
-        command.env("PATH", env::var_os("PATH").unwrap()).env("FAL_DONT_OPEN_LINKS", "1");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        command
+        command.env("PATH", env::var_os("PATH").unwrap()).env("FAL_DONT_OPEN_LINKS", "1")
     }
 
     fn talk(&self, arguments: &[&str]) -> Talk {
@@ -123,6 +127,13 @@ async fn fals_tools_wait_while_ours_is_held() {
     tools.says("free").await;
 }
 
+/// What `whoami --check` prints.
+async fn whoami(python: &Python) -> Value {
+    let output = python.of_tools(example("whoami").arg("--check")).output().await.unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    serde_json::from_str(&said).unwrap_or_else(|_| panic!("{said}"))
+}
+
 #[ignore = "needs Python with portalocker"]
 #[tokio::test]
 async fn a_login_by_fals_tools_is_found_with_its_account() {
@@ -131,10 +142,10 @@ async fn a_login_by_fals_tools_is_found_with_its_account() {
     python.world.server.confirm_after(0);
     // The account is asked for by its number: the personal one is the first.
     python.run(&["cli", "auth", "login", "--connection", "github", "--no-browser"], "2\n").await;
-    let ours = load(&python.world.source()).await;
-    assert_eq!(ours.account().unwrap().as_str(), "team-acme");
+    let ours = whoami(&python).await;
+    assert_eq!((&ours["account"], &ours["accepted"]), (&json!("team-acme"), &json!(true)), "{ours}");
     let theirs = python.run(&["resolve"], "").await;
-    assert_eq!(theirs.trim_end(), format!("found Bearer {} team-acme", token(&ours)));
+    assert_eq!(theirs.trim_end(), format!("found Bearer {} team-acme", python.world.tokens()[1]));
     assert_eq!(python.world.server.reuses(), 0);
 }
 
@@ -145,19 +156,17 @@ async fn a_login_by_ours_is_found_by_fals_tools() {
     let world = &python.world;
     world.server.set_device_code(Duration::from_secs(1), MINUTE);
     world.server.confirm_after(0);
-    let login = DeviceLogin::with_client(world.server.clone()).home(world.home.path());
-    // As the tools see it, behind the proxy: the issuer is in the identity.
-    login.start().await.unwrap().wait().await.unwrap();
+    let output = python.of_tools(example("login").arg("--no-browser")).output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(world.tokens().len(), 1);
     world.choose("Acme");
     let theirs = python.run(&["resolve"], "").await;
     assert_eq!(theirs.trim_end(), format!("found Bearer {} team-acme", world.tokens()[1]));
-    // And what they have renewed is found by ours.
+    // What they have renewed is found by ours, and what ours has renewed by both of theirs.
     let ours = load(&world.source()).await;
     assert_eq!(token(&ours), world.tokens()[1]);
-    // And what ours has renewed is found by both of theirs.
     world.server.refuse(&ours);
-    let renewed = crate::support::refused(&world.source(), &ours).await.unwrap();
+    let renewed = refused(&world.source(), &ours).await.unwrap();
     for command in ["resolve", "client"] {
         let theirs = python.run(&[command], "").await;
         assert!(theirs.starts_with(&format!("found Bearer {}", token(&renewed))), "{command}");
