@@ -82,6 +82,7 @@
 //! | rotate a key in a fleet | [`docs::rotation`] |
 //! | answer a readiness probe | [`docs::readiness`] |
 //! | let browsers open realtime sockets | [`realtime`], [`docs::realtime`] |
+//! | take fal's webhooks | [`webhook`], [`docs::webhooks`] |
 //! | read logs and metrics | [`docs::observability`] |
 //! | test without fal | [`docs::testing`], [`mock`] |
 //! | put the layers together with others, or understand a compile error | [`docs::stacks`] |
@@ -147,11 +148,11 @@ mod endpoint;
 pub mod error;
 mod events;
 #[cfg(any(feature = "login", feature = "realtime", feature = "webhook"))]
-#[allow(dead_code)]
+#[allow(dead_code)] // what is used of it depends on the features
 mod fetch;
 mod generation;
 #[cfg(any(feature = "login", feature = "webhook"))]
-#[allow(dead_code)]
+#[allow(dead_code)] // what is used of it depends on the features
 mod jwks;
 mod layer;
 #[cfg(feature = "login")]

@@ -9,15 +9,19 @@ mod terminal;
 use self::terminal::Printable;
 
 /// Each example, a word of its help, and an option that takes a value, if it has one.
-const EXAMPLES: [(&str, &str, Option<&str>); 9] = [
+const EXAMPLES: [(&str, &str, Option<&str>); 13] = [
     ("axum_byok", "tenants' own keys", Some("--tenants")),
     ("axum_images", "FAL_KEY_FILE", Some("--key-file")),
     ("axum_layer", "FAL_KEY_FILE", Some("--key-file")),
     ("hyper_client", "FAL_KEY_FILE", None),
+    ("login", "--demo", None),
+    ("proxy", "--allow-target", Some("--key-file")),
     ("queue", "--live", Some("--live")),
     ("quickstart", "takes no arguments", None),
+    ("realtime_token", "--allow-app", Some("--key-file")),
     ("stream", "--live", Some("--live")),
     ("websocket", "--live", Some("--live")),
+    ("webhook_receiver", "--account", None),
     ("whoami", "FAL_KEY_FILE", None),
 ];
 
