@@ -1,18 +1,24 @@
 //! The own matcher of patterns, for endpoints and for targets of the proxy. In it `*` stands for a part of one segment,
 //! `**` for any number of segments, and every other character for itself, `?` too.
 
-/// A pattern that cannot be one.
+/// A pattern, or the name of a host, that cannot be one.
 ///
 /// The error names the rule and never the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the pattern {problem}")]
+#[error("the {subject} {problem}")]
 pub struct InvalidPattern {
+    subject: &'static str,
     problem: &'static str,
 }
 
 impl InvalidPattern {
     pub(crate) const fn new(problem: &'static str) -> Self {
-        Self { problem }
+        Self::of("pattern", problem)
+    }
+
+    /// Of something that is no pattern.
+    pub(crate) const fn of(subject: &'static str, problem: &'static str) -> Self {
+        Self { subject, problem }
     }
 }
 

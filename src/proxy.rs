@@ -392,7 +392,7 @@ impl<S> FalProxy<S> {
     /// When it does not begin with a slash, or has a `{`, `}` or `*` in it.
     pub fn path(mut self, path: &str) -> Result<Self, InvalidPattern> {
         if !path.starts_with('/') || path.contains(['{', '}', '*']) {
-            return Err(InvalidPattern::new("is no path of a route: write it like `/api/fal/proxy`"));
+            return Err(InvalidPattern::of("path", "cannot be that of a route: write it like `/api/fal/proxy`"));
         }
         self.path = path.into();
         Ok(self)

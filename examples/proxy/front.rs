@@ -13,10 +13,7 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    http::{
-        HeaderValue, Request, Response, StatusCode, Uri,
-        header::{CONNECTION, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS},
-    },
+    http::{HeaderValue, Request, Response, StatusCode, Uri, header::CONNECTION},
 };
 use http_body_util::Either;
 use hyper::body::Incoming;
@@ -28,10 +25,6 @@ use tracing::info;
 
 use super::{Arguments, Upstream};
 use crate::serve::{Answers, Health};
-
-/// Answers are data. A browser must not guess that they are something else, nor run them as a page.
-const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
-const NO_PAGE: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; sandbox");
 
 #[derive(Clone)]
 pub(crate) struct Front(Arc<Inner>);
@@ -113,12 +106,10 @@ impl Inner {
         if let Some(line) = line {
             line.write(&answer);
         }
-        let headers = answer.headers_mut();
-        headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
-        headers.insert(CONTENT_SECURITY_POLICY, NO_PAGE);
+        // No browser can be led here to take an answer for a page: without `x-fal-target-url` there is none of fal's.
         // A client that keeps its connection would send its next request just as the connection is closed.
         if self.health.is_draining() {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
     }

@@ -65,12 +65,16 @@ fn read(header: &HeaderValue) -> Result<Authority, Answer> {
 }
 
 fn is_local(host: &str) -> bool {
+    // An address ends with a digit or a bracket; no other name is read as one.
+    if !host.ends_with(|last: char| last.is_ascii_digit() || last == ']') {
+        return host.eq_ignore_ascii_case("localhost");
+    }
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host.eq_ignore_ascii_case("localhost")
-        || address.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
+    address.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
 }
 
-const INVALID: InvalidPattern = InvalidPattern::new("is no host: write a name without a scheme and a port, or `*`");
+const INVALID: InvalidPattern =
+    InvalidPattern::of("host", "cannot be one: write a name without a scheme and a port, or `*`");
 
 const MALFORMED: Answer =
     Answer::new(StatusCode::BAD_REQUEST, "host", "The request does not have one `host` header that can be read.");

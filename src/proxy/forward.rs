@@ -2,6 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
@@ -61,7 +62,7 @@ struct Admitted {
 }
 
 /// Answers one request.
-pub(super) async fn serve<S, B, R>(config: Arc<Config>, service: S, request: Request<B>) -> Response<ProxyBody<R>>
+pub(super) async fn serve<S, B, R>(config: Arc<Config>, mut service: S, request: Request<B>) -> Response<ProxyBody<R>>
 where
     S: Service<Request<UploadBody<B>>, Response = Response<PeekedBody<R>>, Error = FalAuthError>,
     B: Body<Data = Bytes> + Unpin,
@@ -75,10 +76,14 @@ where
         Ok(admitted) => admitted,
         Err(refused) => return refused.into(),
     };
-    match admitted.target.area {
-        Area::Tokens => config.mint(service, head, body, admitted).await.unwrap_or_else(|answer| ours(&answer)),
-        Area::Endpoints | Area::Storage | Area::Account => config.forward(service, head, body, admitted).await,
-    }
+    let (method, headers) = (head.method, head.headers);
+    let answer = match admitted.target.area {
+        Area::Tokens => config.mint(&mut service, &method, body, admitted).await,
+        Area::Endpoints | Area::Storage | Area::Account => {
+            config.forward(&mut service, method, headers, body, admitted).await
+        }
+    };
+    answer.unwrap_or_else(|answer| ours(&answer))
 }
 
 fn ours<R: Body>(answer: &Answer) -> Response<ProxyBody<R>> {
@@ -164,27 +169,26 @@ impl Config {
     /// Sends an admitted request, and makes our answer of fal's.
     async fn forward<S, B, R>(
         &self,
-        service: S,
-        head: Parts,
+        service: &mut S,
+        method: Method,
+        headers: HeaderMap,
         body: Option<B>,
         admitted: Admitted,
-    ) -> Response<ProxyBody<R>>
+    ) -> Result<Response<ProxyBody<R>>, Answer>
     where
         S: Service<Request<UploadBody<B>>, Response = Response<PeekedBody<R>>, Error = FalAuthError>,
         B: Body,
         R: Body,
     {
-        let remembers = self.owners.as_ref().filter(|_| admitted.target.is_queue() && head.method == Method::POST);
         let Admitted { target, caller, mut finish } = admitted;
+        let remembers = self.owners.as_ref().filter(|_| target.is_queue() && method == Method::POST);
         let body = match body {
             Some(body) => UploadBody::theirs(body, self.max_body),
             None => UploadBody::ours(Bytes::new()),
         };
-        let request = request(head.method, target, self.forwarded.to_fal(head.headers), &caller, body);
-        let response = match self.call(service, request).await {
-            Ok(response) => response,
-            Err(answer) => return ours(&answer),
-        };
+        ready(service).await?;
+        let sent = service.call(request(method, target, self.forwarded.to_fal(headers), &caller, body));
+        let response = self.head(pin!(sent)).await?;
         let (head, body) = response.into_parts();
         if let Some(finish) = &mut finish {
             finish.answered(head.status, &head.headers);
@@ -201,14 +205,14 @@ impl Config {
             }
             _ => ProxyBody::fals(body, finish),
         };
-        fals(head, body)
+        Ok(fals(head, body))
     }
 
     /// Asks fal for a realtime token in the client's place.
     async fn mint<S, B, R>(
         &self,
-        service: S,
-        head: Parts,
+        service: &mut S,
+        method: &Method,
         body: Option<B>,
         admitted: Admitted,
     ) -> Result<Response<ProxyBody<R>>, Answer>
@@ -219,11 +223,12 @@ impl Config {
         R::Error: Into<BoxError>,
     {
         let Admitted { target, caller, mut finish } = admitted;
-        let endpoint = tokens::endpoint(&target).filter(|_| head.method == Method::POST).ok_or(answers::NOT_POST)?;
+        let endpoint = tokens::endpoint(&target).filter(|_| *method == Method::POST).ok_or(answers::NOT_POST)?;
         let asked = tokens::read_asked(body).await?;
         let body = UploadBody::ours(self.realtime.rewrite(endpoint, &asked, &caller)?);
-        let request = request(Method::POST, target, tokens::headers(), &caller, body);
-        let (head, body) = self.call(service, request).await?.into_parts();
+        ready(service).await?;
+        let sent = service.call(request(Method::POST, target, tokens::headers(), &caller, body));
+        let (head, body) = self.head(pin!(sent)).await?.into_parts();
         if let Some(finish) = &mut finish {
             finish.answered(head.status, &head.headers);
         }
@@ -237,19 +242,32 @@ impl Config {
         Ok(response)
     }
 
-    /// Sends a request, and waits for the head of the answer.
-    async fn call<S, B, R>(&self, mut service: S, request: Request<UploadBody<B>>) -> Result<Response<R>, Answer>
+    /// Waits for the head of the answer.
+    async fn head<F, R>(&self, sent: Pin<&mut F>) -> Result<Response<R>, Answer>
     where
-        S: Service<Request<UploadBody<B>>, Response = Response<R>, Error = FalAuthError>,
+        F: Future<Output = Result<Response<R>, FalAuthError>>,
     {
-        poll_fn(|cx| service.poll_ready(cx)).await.map_err(|error| unanswered(&error))?;
-        let answer = within(self.first_byte_timeout, service.call(request)).await.ok_or(answers::TIMED_OUT)?;
+        let answer = match self.first_byte_timeout {
+            None => sent.await,
+            Some(limit) => tokio::time::timeout(limit, sent).await.map_err(|_| answers::TIMED_OUT)?,
+        };
         match answer {
             // Nobody asked for another protocol.
             Ok(response) if response.status().is_informational() => Err(answers::BROKEN),
             answer => answer.map_err(|error| unanswered(&error)),
         }
     }
+}
+
+/// Waits until the client can send. Nothing was sent if it cannot.
+async fn ready<S, T>(service: &mut S) -> Result<(), Answer>
+where
+    S: Service<T, Error = FalAuthError>,
+{
+    poll_fn(|cx| service.poll_ready(cx)).await.map_err(|error| {
+        events::answered(answers::NOT_CONNECTED.status, answers::NOT_CONNECTED.rule, &error);
+        answers::NOT_CONNECTED
+    })
 }
 
 /// Our own request. It is made anew: of the client's nothing goes along that is not named here.
@@ -275,14 +293,6 @@ fn fals<R: Body>(mut head: http::response::Parts, body: ProxyBody<R>) -> Respons
         response.extensions_mut().insert(refusal);
     }
     response
-}
-
-/// `None` when the time is over.
-async fn within<F: Future>(limit: Option<Duration>, future: F) -> Option<F::Output> {
-    match limit {
-        Some(limit) => tokio::time::timeout(limit, future).await.ok(),
-        None => Some(future.await),
-    }
 }
 
 /// The answer to a request that has none of fal's.

@@ -75,8 +75,9 @@ impl Forwarded {
     pub(super) fn these(names: impl IntoIterator<Item = HeaderName>) -> Result<Self, InvalidPattern> {
         let names: Arc<[_]> = names.into_iter().collect();
         if names.iter().any(|name| NEVER_SENT.contains(name) || HOP_BY_HOP.contains(name)) {
-            return Err(InvalidPattern::new(
-                "is a header that never goes to fal: a credential, the host, one of the connection, or one that is ours",
+            return Err(InvalidPattern::of(
+                "header",
+                "never goes to fal: it is a credential, the host, one of the connection, or one that is ours",
             ));
         }
         Ok(Self::These(names))
@@ -123,12 +124,18 @@ pub(super) fn mark(ours: &mut HeaderMap) {
 
 /// Takes out of an answer of fal's, or out of its trailers, what does not come back.
 pub(super) fn clean(answer: &mut HeaderMap) {
-    for name in named_by_connection(answer) {
+    // Hardly any answer has one of these, and one walk is less than a look-up for each.
+    let mut left_out: Vec<_> = answer.keys().filter(|name| is_left_out(name)).cloned().collect();
+    if left_out.contains(&CONNECTION) {
+        left_out.extend(named_by_connection(answer));
+    }
+    for name in left_out {
         answer.remove(name);
     }
-    for name in HOP_BY_HOP.iter().chain(&NEVER_RETURNED) {
-        answer.remove(name);
-    }
+}
+
+fn is_left_out(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name) || NEVER_RETURNED.contains(name)
 }
 
 /// What a `connection` header names. Hardly any names more than what is hop-by-hop anyway.

@@ -166,7 +166,10 @@ impl Targets {
         let is_port = |port: &[u8]| !port.is_empty() && port.iter().all(u8::is_ascii_digit);
         let parts = split_authority(host.as_bytes());
         if !parts.is_some_and(|(name, port)| is_host_name(name) && port.is_none_or(is_port)) {
-            return Err(InvalidPattern::new("is no host: write it like `app.example.com`, or with a port, or `*`"));
+            return Err(InvalidPattern::of(
+                "host",
+                "cannot be one: write it like `app.example.com`, or with a port, or `*`",
+            ));
         }
         if let Webhooks::To(hosts) = &mut self.webhooks {
             hosts.push(host.into());
@@ -198,18 +201,16 @@ impl Targets {
         if bytes.len() > MAX_LENGTH {
             return Err(TOO_LONG);
         }
-        // Whatever can end a host, a path or a header for one reader and not for another.
-        let is_ambiguous = |byte: &u8| !byte.is_ascii_graphic() || matches!(byte, b'\\' | b'#' | b'"' | b'<' | b'>');
-        if bytes.iter().any(is_ambiguous) {
+        if !bytes.iter().all(|&byte| MAY_BE[usize::from(byte)].in_a_target) {
             return Err(CHARACTERS);
         }
         let text = str::from_utf8(bytes).map_err(|_| CHARACTERS)?;
         let rest = text.strip_prefix("https://").ok_or(SCHEME)?;
-        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let end = rest.bytes().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
         let (authority, path_and_query) = rest.split_at(end);
         let host = judge_authority(authority)?;
-        let (path, query) = match path_and_query.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
+        let (path, query) = match path_and_query.bytes().position(|byte| byte == b'?') {
+            Some(place) => (&path_and_query[..place], Some(&path_and_query[place + 1..])),
             None => (path_and_query, None),
         };
         let path = judge_path(path)?;
@@ -245,7 +246,7 @@ impl Targets {
     /// Looks at the names in a query as each reader could understand them. Returns whether all webhooks in it go to
     /// hosts that are allowed.
     fn judge_query(&self, query: &str) -> Result<bool, Answer> {
-        if !escapes(query).all(|escape| escape.is_some()) {
+        if !query.split('%').skip(1).all(|behind| escape(behind.as_bytes()).is_some()) {
             return Err(QUERY);
         }
         // Some readers take a semicolon for an ampersand. A pair is looked at as both would read it.
@@ -292,7 +293,7 @@ const NOT_ADMITTED: InvalidPattern = InvalidPattern::new(
 
 /// The host, as it is written.
 fn judge_authority(authority: &str) -> Result<&str, Answer> {
-    if authority.contains('@') {
+    if authority.as_bytes().contains(&b'@') {
         return Err(USER);
     }
     let (host, port) = split_authority(authority.as_bytes()).ok_or(HOST)?;
@@ -324,16 +325,47 @@ fn is_host_name(host: &[u8]) -> bool {
 /// The path behind its first slash, if it has one reading only.
 fn judge_path(path: &str) -> Result<&str, Answer> {
     let path = path.strip_prefix('/').filter(|path| !path.is_empty()).ok_or(NO_APP)?;
-    // Hardly any path has something in it that is looked at more closely.
-    let is_pchar = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@/%".contains(&byte);
-    if !path.bytes().all(is_pchar) {
-        return Err(PATH);
+    let bytes = path.as_bytes();
+    let is_dots = |segment: &[u8]| segment == b"." || segment == b"..";
+    let (mut at, mut begin) = (0, 0);
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'/' if at == begin || is_dots(&bytes[begin..at]) => return Err(PATH),
+            b'/' => begin = at + 1,
+            b'%' => match escape(&bytes[at + 1..]) {
+                Some(byte) if !is_to_be_written_plainly(byte) => at += 2,
+                _ => return Err(PATH),
+            },
+            _ if !MAY_BE[usize::from(byte)].in_a_path => return Err(PATH),
+            _ => {}
+        }
+        at += 1;
     }
-    let has_dots = path.split('/').any(|segment| segment == "." || segment == "..");
-    let has_empty = path.starts_with('/') || path.contains("//");
-    let is_plain = |escape: Option<u8>| escape.is_some_and(|byte| !is_to_be_written_plainly(byte));
-    if has_dots || has_empty || !escapes(path).all(is_plain) { Err(PATH) } else { Ok(path) }
+    if is_dots(&bytes[begin..]) { Err(PATH) } else { Ok(path) }
 }
+
+/// Where a byte may be.
+#[derive(Clone, Copy)]
+struct MayBe {
+    in_a_target: bool,
+    in_a_path: bool,
+}
+
+/// In a target: whatever cannot end a host, a path or a header for one reader and not for another. In a path: what needs
+/// no escape (RFC 3986, 3.3), but for the semicolon, behind which some readers see parameters.
+const MAY_BE: [MayBe; 256] = {
+    let mut may_be = [MayBe { in_a_target: false, in_a_path: false }; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        let ascii = byte as u8;
+        may_be[byte].in_a_target = ascii.is_ascii_graphic() && !matches!(ascii, b'\\' | b'#' | b'"' | b'<' | b'>');
+        may_be[byte].in_a_path = ascii.is_ascii_alphanumeric()
+            || matches!(ascii, b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+')
+            || matches!(ascii, b',' | b'=' | b':' | b'@');
+        byte += 1;
+    }
+    may_be
+};
 
 /// Whether a byte has no business in the escapes of a path: what needs none, such as a dot, and what a reader that
 /// decodes before it routes takes for the structure of a URL.
@@ -341,13 +373,13 @@ fn is_to_be_written_plainly(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte.is_ascii_control() || b"-._~/\\%?#;".contains(&byte)
 }
 
-/// What each `%` stands for; `None` for one that stands for nothing.
-fn escapes(text: &str) -> impl Iterator<Item = Option<u8>> {
+/// What a `%` with these bytes behind it stands for, if for anything.
+fn escape(behind: &[u8]) -> Option<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    text.split('%').skip(1).map(move |behind| match behind.as_bytes() {
+    match behind {
         [high, low, ..] => Some(digit(*high)? << 4 | digit(*low)?),
         _ => None,
-    })
+    }
 }
 
 /// Where a target leads. `host` is in lower case.

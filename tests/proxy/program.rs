@@ -165,10 +165,10 @@ async fn it_refuses_options_that_cannot_be_right() {
         ("--allow-target", "evil.com/**", "may not carry the credential"),
         ("--allow-target", "rest.fal.ai/tokens/", "allow_realtime"),
         ("--allow-endpoint", "/fal-ai/flux", "empty segment"),
-        ("--allow-webhook", "https://app.example", "no host"),
+        ("--allow-webhook", "https://app.example", "the host cannot be one"),
         ("--allow-realtime", "flux", "owner"),
-        ("--allow-host", "https://app.example", "no host"),
-        ("--path", "fal", "no path"),
+        ("--allow-host", "https://app.example", "the host cannot be one"),
+        ("--path", "fal", "the path cannot be"),
     ] {
         let directory = tempfile::tempdir().unwrap();
         let key_file = directory.path().join("key");
@@ -245,7 +245,7 @@ async fn probes_and_metrics_are_beside_the_proxy() {
         (404, 404, 404)
     );
     let run = program.server.send(Raw::post("https://fal.run/fal-ai/flux/dev?hush=secret-of-id")).await;
-    assert_eq!((run.status, run.header("x-content-type-options")), (200, Some("nosniff")));
+    assert_eq!(run.status, 200);
     assert_eq!(program.server.send(Raw { host: "app.example", ..Raw::post(RUN) }).await.status, 400);
     let metrics = program.get("/metrics").await.body;
     assert!(metrics.contains("server_requests_total{status=\"200\"} 1"), "{metrics}");
