@@ -17,12 +17,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use axum::http::{HeaderValue, Method};
 use clap::Parser;
@@ -37,7 +32,7 @@ use tower_fal::{
     error::{BoxError, SourceErrorKind, report},
     proxy::{EXPOSED_HEADERS, FalProxy, UploadBody},
     retry::ReplayBody,
-    source::{EnvSource, FileSource},
+    source::{ChainSource, EnvSource, FileSource},
 };
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
@@ -57,7 +52,7 @@ mod terminal;
 
 /// The server proxy: browsers send it what they want of fal, and the key stays here.
 ///
-/// It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE, or --key-file, or --demo; and --auth-token-file
+/// It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE, or --key-file, --default-chain or --demo; and --auth-token-file
 /// or --allow-anonymous, which say who may call.
 #[derive(Parser)]
 #[command(mut_arg("max_connections", |argument| argument.default_value("10000")))]
@@ -69,6 +64,9 @@ struct Arguments {
     /// A file with ID:SECRET. The server reads it again whenever it changes, and at SIGHUP
     #[arg(long, value_name = "FILE", conflicts_with = "demo")]
     key_file: Option<PathBuf>,
+    /// Look where fal's own tools look: the environment, the profile of ~/.fal/config.toml, the login of `fal auth login`
+    #[arg(long, conflicts_with_all = ["demo", "key_file"])]
+    default_chain: bool,
     /// A file with the tokens of callers, who send them as `authorization: Bearer TOKEN` or `Key TOKEN`. Each line is TOKEN
     /// or NAME TOKEN. The server reads it again when it changes
     #[arg(long, value_name = "FILE")]
@@ -144,7 +142,7 @@ async fn main() -> ExitCode {
         let demo = if arguments.listener.demo { Some(Demo::start(&arguments).await?) } else { None };
         let store = match &demo {
             Some(demo) => demo.store().clone(),
-            None => store(arguments.key_file.as_deref()).await?,
+            None => store(&arguments).await?,
         };
         let connector = match &demo {
             Some(demo) => demo.connector()?,
@@ -208,10 +206,11 @@ async fn proxy(
     Ok(proxy)
 }
 
-/// The store with the key from this file, or from the environment. It is an error if there is none.
-async fn store(key_file: Option<&Path>) -> Result<CredentialStore, BoxError> {
-    let store = match key_file {
+/// The store with the server's credential. It is an error if there is none.
+async fn store(arguments: &Arguments) -> Result<CredentialStore, BoxError> {
+    let store = match &arguments.key_file {
         Some(path) => CredentialStore::builder(FileSource::new(path)),
+        None if arguments.default_chain => CredentialStore::builder(ChainSource::fal_default()),
         None => CredentialStore::builder(EnvSource::all()),
     };
     #[cfg(unix)]
