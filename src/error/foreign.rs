@@ -40,6 +40,7 @@ pub(crate) struct Findable<E: Error + 'static>(#[source] pub(crate) E);
 /// reqwest follows redirects by itself, and a connection that fails *behind* a redirect looks the same. fal's API
 /// does not redirect; where something in between does, give reqwest's client `redirect::Policy::none()`.
 #[cfg(any(feature = "proxy", feature = "transient"))]
+#[cfg_attr(not(feature = "transient"), allow(unreachable_pub))] // which shows it
 pub fn connection_failed(error: &(dyn Error + 'static)) -> bool {
     client_found_no_connection(error).unwrap_or(false)
         || error.downcast_ref::<io::Error>().is_some_and(|error| {

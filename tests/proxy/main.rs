@@ -1,6 +1,7 @@
 //! The server proxy over real sockets: raw bytes in, raw bytes out.
 
-#![allow(clippy::unwrap_used)] // a test that panics has failed
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod conformance;
 mod failures;
