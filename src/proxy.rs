@@ -399,6 +399,24 @@ impl<S> FalProxy<S> {
     }
 }
 
+impl<S> FalProxy<S> {
+    /// Answers a request. The proxy is ready for each at any time, and several can be under way.
+    ///
+    /// The same as the call of the [`Service`], without `&mut`, so that no clone is needed for each request.
+    pub fn request<B, R>(&self, request: Request<B>) -> ResponseFuture<R>
+    where
+        S: Service<Request<ReplayBody<UploadBody<B>>>, Response = Response<R>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+        R: Body<Data: Send> + Send + 'static,
+        R::Error: Into<BoxError> + Send,
+    {
+        ResponseFuture { inner: Box::pin(forward::serve(Arc::clone(&self.config), self.upstream.clone(), request)) }
+    }
+}
+
 impl<S, B, R> Service<Request<B>> for FalProxy<S>
 where
     S: Service<Request<ReplayBody<UploadBody<B>>>, Response = Response<R>> + Clone + Send + 'static,
@@ -419,7 +437,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        ResponseFuture { inner: Box::pin(forward::serve(Arc::clone(&self.config), self.upstream.clone(), request)) }
+        self.request(request)
     }
 }
 

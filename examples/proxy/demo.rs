@@ -168,8 +168,9 @@ async fn client(State((demo, _)): State<(Demo, Arc<Health>)>, UrlPath(file): Url
     if !file.components().all(|component| matches!(component, Component::Normal(_))) {
         return missing();
     }
-    match tokio::fs::read(directory.join(file)).await {
-        Ok(text) => ([(CONTENT_TYPE, content_type)], text).into_response(),
-        Err(_) => missing(),
+    let file = directory.join(file);
+    match tokio::task::spawn_blocking(move || std::fs::read(file)).await {
+        Ok(Ok(text)) => ([(CONTENT_TYPE, content_type)], text).into_response(),
+        _ => missing(),
     }
 }

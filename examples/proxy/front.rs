@@ -41,6 +41,7 @@ struct Inner {
     log: Option<AtomicU64>,
 }
 
+#[allow(clippy::large_enum_variant)] // there is one of it
 enum Proxy {
     Bare(FalProxy<Upstream>),
     WithCors(Cors<FalProxy<Upstream>>),
@@ -58,7 +59,10 @@ impl Front {
     ) -> Self {
         Self(Arc::new(Inner {
             path: arguments.path.trim_end_matches('/').to_owned(),
-            proxy: cors.map_or_else(|| Proxy::Bare(proxy.clone()), |cors| Proxy::WithCors(cors.layer(proxy.clone()))),
+            proxy: match cors {
+                None => Proxy::Bare(proxy),
+                Some(cors) => Proxy::WithCors(cors.layer(proxy)),
+            },
             health,
             pages,
             counts: Counts::default(),
@@ -70,24 +74,22 @@ impl Front {
 impl Answers for Front {
     type Body = Either<ProxyBody<Incoming>, Body>;
 
-    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Answer> + Send + 'static {
-        async move {
-            let inner = &*self.0;
-            let path = request.uri().path();
-            if path.strip_suffix('/').unwrap_or(path) == inner.path {
-                return inner.forward(request).await;
-            }
-            let answer = match path {
-                "/healthz" => text(StatusCode::OK, "ok\n"),
-                "/readyz" if inner.health.is_ready() => text(StatusCode::OK, "ready\n"),
-                "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-                _ => match inner.pages.clone().oneshot(request.map(Body::new)).await {
-                    Ok(answer) => answer,
-                    Err(never) => match never {},
-                },
-            };
-            answer.map(Either::Right)
+    async fn answer(self, request: Request<Incoming>) -> Answer {
+        let inner = &*self.0;
+        let path = request.uri().path();
+        if path.strip_suffix('/').unwrap_or(path) == inner.path {
+            return inner.forward(request).await;
         }
+        let answer = match path {
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/readyz" if inner.health.is_ready() => text(StatusCode::OK, "ready\n"),
+            "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+            _ => match inner.pages.clone().oneshot(request.map(Body::new)).await {
+                Ok(answer) => answer,
+                Err(never) => match never {},
+            },
+        };
+        answer.map(Either::Right)
     }
 }
 
@@ -95,7 +97,7 @@ impl Inner {
     async fn forward(&self, request: Request<Incoming>) -> Answer {
         let line = self.log.as_ref().map(|number| Line::new(number.fetch_add(1, Ordering::Relaxed), &request));
         let answer = match &self.proxy {
-            Proxy::Bare(proxy) => proxy.clone().oneshot(request).await,
+            Proxy::Bare(proxy) => proxy.request(request).await,
             Proxy::WithCors(proxy) => proxy.clone().oneshot(request).await,
         };
         let mut answer = match answer {
