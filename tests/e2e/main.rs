@@ -5,6 +5,8 @@
 //! `cargo test --test e2e -- --ignored`. `CHROMIUM` is the path of the browser, `/usr/bin/chromium` if it is not set.
 
 #![cfg(unix)]
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod browser;
 mod calls;
