@@ -27,12 +27,12 @@ worker_processes 1;
 daemon off;
 pid {folder}/nginx.pid;
 error_log stderr error;
-events {{ worker_connections 4096; }}
+events {{ worker_connections 20480; }}
 http {{
   access_log off;
   client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
   uwsgi_temp_path {folder}; scgi_temp_path {folder};
-  client_max_body_size 32m;
+  client_max_body_size 2g;
   keepalive_requests 1000000000;
   map $http_x_fal_target_url $target {{ "~^https://fal\\.run(?<path>/.*)$" $path; }}
   upstream fal {{ server 127.0.0.1:{upstream}; keepalive 512; keepalive_requests 1000000000; }}
@@ -130,7 +130,7 @@ class Bench:
             command += ["--ca-file", self.ca] if scheme == "https" or name == "ours" else []
             if name == "ours":
                 command += ["--allow-anonymous", "--key-file", self.key_file, "--admin", "127.0.0.1:0",
-                            *self.options.ours]
+                            *(["--max-body", "2000000000"] if self.options.memory else []), *self.options.ours]
             command = [self.built / name, *command]
         else:
             command = ["node", HERE / "node" / "server.mjs", name, port, scheme, upstream]
@@ -203,7 +203,7 @@ def table(rows, options):
 def memory(bench, options):
     lines = ["| proxy | 1 GiB up, peak MiB | 1 GiB down, peak MiB | idle streams | MiB before | MiB with them | KiB a stream |",
              "|---|--:|--:|--:|--:|--:|--:|"]
-    for name in [name for name in options.proxies if name in ("nginx", "relay", "service", "ours")]:
+    for name in [name for name in options.proxies if name in ("nginx", "relay", "ours")]:
         found = {}
         for kind in ("upload", "download"):
             with bench.proxy(name, "http") as proxy:
