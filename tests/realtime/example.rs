@@ -344,7 +344,7 @@ async fn it_does_not_start_without_what_it_needs() {
         (vec!["--allow-app", "a/b", "--auth-token-file", &empty, "--key-file", &key], "there must be one"),
         (vec!["--allow-app", "a/b", "--auth-token-file", "/nowhere", "--key-file", &key], "cannot read /nowhere"),
         (vec!["--allow-app", "a/b", "--allow-anonymous", "--key-file", &key, "--ca-file", &key], "no certificate"),
-        (vec!["--allow-app", "a/b", "--allow-anonymous", "--key-file", &key, "--host", "a b"], "is no host"),
+        (vec!["--allow-app", "a/b", "--allow-anonymous", "--key-file", &key, "--host", "a b"], "cannot be one"),
     ] {
         let (code, printed, explained) = gives_up(app(NAME).args(&arguments)).await;
         assert_eq!((code, printed.as_str()), (Some(1), ""), "{arguments:?}: {explained}");
