@@ -42,12 +42,17 @@ fn check(targets: &Targets, target: &[u8], allows: impl Fn(&str) -> bool) -> Opt
 
         // The same path, and nothing in it that a reader would take away or decode into structure.
         let from = "https://".len() + text["https://".len()..].find('/').expect("a path");
-        let (path, query) = text[from..].split_once('?').map_or((&text[from..], None), |(path, query)| (path, Some(query)));
+        let (path, query) =
+            text[from..].split_once('?').map_or((&text[from..], None), |(path, query)| (path, Some(query)));
         assert_eq!(url.path(), path, "{text:?}");
         assert!(!path[1..].is_empty() && !path.contains("//"), "{text:?}");
         let lower = path.to_ascii_lowercase();
         assert!(!["%2f", "%5c", "%2e", "%00", ";", "\\"].iter().any(|part| lower.contains(part)), "{text:?}");
-        assert_eq!(url.query().map(|query| query.replace("%27", "'")), query.map(|query| query.replace("%27", "'")), "{text:?}");
+        assert_eq!(
+            url.query().map(|query| query.replace("%27", "'")),
+            query.map(|query| query.replace("%27", "'")),
+            "{text:?}"
+        );
 
         // The account stays closed, and of the tokens two calls are open.
         if host.ends_with("fal.ai") {
@@ -66,7 +71,8 @@ fn check(targets: &Targets, target: &[u8], allows: impl Fn(&str) -> bool) -> Opt
         }
     }
     // What is sent differs from what came in the host alone.
-    let behind_host = |text: &str| text["https://".len()..].find('/').map(|at| text["https://".len() + at..].to_owned());
+    let behind_host =
+        |text: &str| text["https://".len()..].find('/').map(|at| text["https://".len() + at..].to_owned());
     assert_eq!(behind_host(&sent), behind_host(text));
     Some(sent)
 }
