@@ -16,7 +16,13 @@ pub(crate) struct Endpoints(Arc<[Segments]>);
 impl Endpoints {
     /// Reads patterns such as `fal-ai/flux/**`.
     pub(crate) fn parse<T: AsRef<str>>(patterns: impl IntoIterator<Item = T>) -> Result<Self, InvalidPattern> {
-        let parse = |pattern: T| Segments::parse(pattern.as_ref(), '/');
+        let parse = |pattern: T| match Segments::parse(pattern.as_ref(), '/')? {
+            // Each endpoint has an owner and an app, so this would cover none.
+            segments if segments.is_one() => Err(InvalidPattern::new(
+                "has one segment only: write owner/app, owner/** for all of an owner, or ** for all",
+            )),
+            segments => Ok(segments),
+        };
         patterns.into_iter().map(parse).collect::<Result<_, _>>().map(Self)
     }
 
@@ -99,7 +105,8 @@ mod tests {
 
     #[test]
     fn what_names_no_endpoint_is_refused() {
-        for pattern in ["", "/fal-ai/flux", "fal-ai//flux", "fal-ai/flux**"] {
+        assert!(Endpoints::parse(["**"]).unwrap().covers("fal-ai/flux"));
+        for pattern in ["", "/fal-ai/flux", "fal-ai//flux", "fal-ai/flux**", "flux", "*", "fal-*"] {
             assert!(Endpoints::parse([pattern]).is_err(), "{pattern}");
         }
     }
