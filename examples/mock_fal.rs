@@ -135,8 +135,8 @@ async fn run(options: Options) -> Result<(), BoxError> {
     }
     // Before the line is printed, so that no signal comes too early.
     let end = end()?;
-    let listener = bind(options.listen).await?;
-    let control = bind(options.control).await?;
+    let listener = bind("--listen", options.listen).await?;
+    let control = bind("--control", options.control).await?;
     // After the ports are ours: another process there may still use the CA of this file.
     let tls = options.ca_out.as_deref().map(|path| tls(options.listen.ip(), path)).transpose()?;
     println!(
@@ -157,9 +157,10 @@ fn key(text: &str) -> Result<Credential, CredentialError> {
     Credential::key(text)
 }
 
-async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
-    TcpListener::bind(address).await.map_err(named)
+/// `option` is where the address comes from.
+async fn bind(option: &str, address: SocketAddr) -> Result<TcpListener, String> {
+    let failed = |error| format!("cannot listen on {address}: {error}. Choose another address with {option}.");
+    TcpListener::bind(address).await.map_err(failed)
 }
 
 async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, fal: &MockFal) {

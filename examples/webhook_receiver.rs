@@ -117,10 +117,19 @@ async fn receive(options: &Options) -> Result<(), BoxError> {
         Some(url) => WebhookKeys::from_url(client, url.url.parse()?)?,
         None => WebhookKeys::new(client),
     };
-    let listener = TcpListener::bind(options.listen).await?;
+    let router = router(options, keys, &options.account)?;
+    // Before the line is printed, so that no signal comes too early.
+    let end = end()?;
+    let listener = listen(options).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, router(options, keys, &options.account)?).with_graceful_shutdown(end()?).await?;
+    axum::serve(listener, router).with_graceful_shutdown(end).await?;
     Ok(())
+}
+
+async fn listen(options: &Options) -> Result<TcpListener, String> {
+    let address = options.listen;
+    let failed = |error| format!("cannot listen on {address}: {error}. Choose another address with --listen.");
+    TcpListener::bind(address).await.map_err(failed)
 }
 
 /// `POST /webhook` behind the layer, and `GET /readyz` beside it.
@@ -192,8 +201,12 @@ fn client(options: &Options) -> Result<Client<HttpsConnector<HttpConnector>, Ful
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = &options.ca_file {
         roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(path)? {
-            roots.add(certificate?)?;
+        let failed = |error| format!("cannot read certificates from {}: {error}", path.display());
+        for certificate in CertificateDer::pem_file_iter(path).map_err(failed)? {
+            roots.add(certificate.map_err(failed)?)?;
+        }
+        if roots.is_empty() {
+            return Err(format!("there is no certificate in {}", path.display()).into());
         }
     }
     let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -211,7 +224,7 @@ async fn demonstrate(options: &Options) -> Result<(), BoxError> {
     fal.accept(&mine);
     fal.accept_for("somebody|2", &somebodys);
 
-    let listener = TcpListener::bind(options.listen).await?;
+    let listener = listen(options).await?;
     let url = format!("http://{}/webhook", listener.local_addr()?);
     println!("listening on http://{}", listener.local_addr()?);
     let keys = WebhookKeys::from_url(client(options)?, fal.webhook_keys_url())?;

@@ -213,16 +213,17 @@ async fn run_until_ended<S: Answers>(
     // Before the address is printed, so that a signal that follows is not missed.
     let mut end = End::new()?;
     let limits = Limits { header_timeout: options.header_timeout, idle_timeout: options.idle_timeout };
-    let (listener, address) = listen(options.listen)?;
+    let (listener, address) = listen("--listen", options.listen)?;
     let Running { answers, health, hosts, try_it } = build(address).await?;
+    // Before the first line is printed: who reads that may rely on the whole server.
+    let admin = options.admin.map(|admin| listen("--admin", admin)).transpose()?;
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async {
         let _ = stopped.await;
     };
     let server = tokio::spawn(accept::serve("public", listener, answers, limits, max_connections(options), stopped));
     println!("listening on http://{address}");
-    if let Some(admin) = options.admin {
-        let (listener, address) = listen(admin)?;
+    if let Some((listener, address)) = admin {
         let router = admin::router(Arc::clone(&health), metrics, browser::hosts(address.ip(), &hosts));
         // It goes on until the process ends, so that probes are answered during the shutdown too.
         let never = std::future::pending();
@@ -250,8 +251,10 @@ async fn run_until_ended<S: Answers>(
     Ok(())
 }
 
-fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), BoxError> {
-    let listener = bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
+/// `option` is where the address comes from.
+fn listen(option: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), BoxError> {
+    let failed = |error| format!("cannot listen on {address}: {error}. Choose another address with {option}.");
+    let listener = bind(address).map_err(failed)?;
     let address = listener.local_addr()?;
     Ok((listener, address))
 }
