@@ -17,7 +17,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use axum::http::{HeaderValue, Method};
 use clap::Parser;
@@ -52,8 +52,8 @@ mod terminal;
 
 /// The server proxy: browsers send it what they want of fal, and the key stays here.
 ///
-/// It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE, or --key-file, --default-chain or --demo; and --auth-token-file
-/// or --allow-anonymous, which say who may call.
+/// It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE, or --key-file, or --default-chain. It also needs
+/// --auth-token-file or --allow-anonymous, which say who may call. With --demo it needs neither.
 #[derive(Parser)]
 #[command(mut_arg("max_connections", |argument| argument.default_value("10000")))]
 #[command(mut_args(with_variable))]
@@ -99,7 +99,7 @@ struct Arguments {
     /// How many requests of one caller may be under way. The others are answered with 429. Without this option there is no
     /// limit
     #[arg(long, value_name = "N")]
-    max_in_flight: Option<usize>,
+    max_in_flight: Option<NonZeroUsize>,
     /// How long fal's answer may take to begin. Without this option there is no limit, as models take minutes
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     first_byte_timeout: Option<Duration>,
@@ -111,7 +111,8 @@ struct Arguments {
     #[arg(long)]
     log_requests: bool,
     /// With --demo: the folder `node_modules` in which @fal-ai/client is installed, for the page
-    #[arg(long, value_name = "DIR", requires = "demo")]
+    // `requires` alone allows it beside options that exclude --demo.
+    #[arg(long, value_name = "DIR", requires = "demo", conflicts_with_all = ["key_file", "default_chain"])]
     client_dir: Option<PathBuf>,
     #[command(flatten)]
     connect: Connect,
@@ -161,7 +162,7 @@ async fn main() -> ExitCode {
             answers: Front::new(&arguments, proxy, cors(&arguments), Arc::clone(&health), pages.unwrap_or_default()),
             health,
             hosts: arguments.allow_host.clone(),
-            try_it: r#"-d '{"prompt":"a lighthouse"}' -H content-type:application/json -H x-fal-target-url:https://fal.run/fal-ai/flux/dev {}/api/fal/proxy"#,
+            try_it: r#"-d '{"prompt":"a lighthouse"}' -H content-type:application/json -H x-fal-target-url:https://fal.run/fal-ai/flux/dev {}/api/fal/proxy, or open {} in a browser"#,
         })
     })
     .await
@@ -198,7 +199,7 @@ async fn proxy(
         proxy = proxy.allow_webhook(host)?;
     }
     if let Some(requests) = arguments.max_in_flight {
-        proxy = proxy.max_in_flight(requests);
+        proxy = proxy.max_in_flight(requests.get());
     }
     if let Some(limit) = arguments.first_byte_timeout {
         proxy = proxy.first_byte_timeout(limit);
@@ -217,7 +218,8 @@ async fn store(arguments: &Arguments) -> Result<CredentialStore, BoxError> {
     let store = store.reload_on_sighup();
     store.watch_files().build().await.map_err(|error| match error.kind() {
         SourceErrorKind::NotFound => {
-            format!("{}. Or use --key-file FILE, or --demo. See --help.", report(&error)).into()
+            let first = if arguments.default_chain { "Set FAL_KEY, or run `fal auth login`, or" } else { "Or" };
+            format!("{}. {first} use --key-file FILE, or --demo. See --help.", report(&error)).into()
         }
         _ => error.into(),
     })

@@ -64,16 +64,17 @@ struct Arguments {
     #[command(flatten)]
     target: Target,
     /// A file to upload first. Its URL becomes a field of INPUT
-    #[arg(long, value_name = "PATH", requires = "live")]
+    // `requires` alone allows it beside --demo, which excludes --live.
+    #[arg(long, value_name = "PATH", requires = "live", conflicts_with = "demo")]
     file: Option<PathBuf>,
     /// The name of that field
     #[arg(long, value_name = "NAME", default_value = "image_url")]
     field: String,
     /// A URL in place of https://queue.fal.run. The key is sent there, so it must be https, or http on this machine
-    #[arg(long, value_name = "URL", requires = "live")]
+    #[arg(long, value_name = "URL", requires = "live", conflicts_with = "demo")]
     queue_url: Option<BaseUrl>,
     /// A URL in place of https://rest.fal.ai, which is asked where to upload a file
-    #[arg(long, value_name = "URL", requires = "live")]
+    #[arg(long, value_name = "URL", requires = "live", conflicts_with = "demo")]
     rest_url: Option<BaseUrl>,
 }
 
@@ -81,7 +82,7 @@ struct Arguments {
 async fn main() -> ExitCode {
     terminal::run(async |Arguments { target, file, field, queue_url, rest_url }: Arguments| {
         let Some(Live { store, app, input }) = target.live().await? else { return demonstrate().await };
-        let mut input: Value = serde_json::from_str(&input).map_err(|error| format!("INPUT is not JSON: {error}"))?;
+        let mut input: Value = serde_json::from_str(&input)?;
         let fal = Fal::new(&store, queue_url, rest_url)?;
         if let Some(path) = file {
             let url = fal.upload(&file_name(&path), read_file(&path)?).await?;

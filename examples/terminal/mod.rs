@@ -75,7 +75,8 @@ fn explanation<A: Parser>(error: &clap::Error) -> String {
         ErrorKind::MissingRequiredArgument => format!("{option} is missing."),
         ErrorKind::ArgumentConflict => match options(ContextKind::PriorArg) {
             prior if prior == option => format!("{option} is there more than once."),
-            prior => format!("{option} cannot be used together with {prior}."),
+            // Not `<ID>....`: the dots of an option that takes several values end no sentence.
+            prior => format!("{option} cannot be used together with {}.", prior.trim_end_matches("...")),
         },
         ErrorKind::InvalidUtf8 => "There is an argument that is not UTF-8.".to_owned(),
         _ => "The arguments cannot be understood.".to_owned(),
