@@ -133,7 +133,7 @@ struct Tenant {
 
 /// Reads the directories of all tenants. A tenant that cannot be served is left out, and the log says why.
 async fn read_tenants(directory: &Path) -> Result<Tenants, BoxError> {
-    let failed = |error| format!("{}: {error}", directory.display());
+    let failed = |error| format!("cannot read the directory of the tenants, {}: {error}", directory.display());
     let mut found = Vec::new();
     let mut left_out = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed)? {

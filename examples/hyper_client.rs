@@ -38,7 +38,13 @@ struct Arguments {
     #[arg(requires = "input")]
     app: Option<String>,
     /// Its input as JSON, such as {"prompt":"a cat"}
+    #[arg(value_parser = json)]
     input: Option<String>,
+}
+
+fn json(text: &str) -> Result<String, String> {
+    let value: Result<serde::de::IgnoredAny, _> = serde_json::from_str(text);
+    value.map(|_| text.to_owned()).map_err(|error| format!("it is not JSON: {error}"))
 }
 
 #[tokio::main]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use clap::{ArgAction, Args};
 use rustls::{ClientConfig, RootCertStore};
+use serde::de::IgnoredAny;
 use tower_fal::{CredentialStore, error::BoxError, source::EnvSource};
 
 use crate::terminal::Printable;
@@ -31,6 +32,8 @@ impl Target {
     /// `None` asks for the demonstration.
     pub(crate) async fn live(self) -> Result<Option<Live>, BoxError> {
         let Some([app, input]) = self.live.as_deref() else { return Ok(None) };
+        // What was mistyped here would be a riddle in fal's answer.
+        serde_json::from_str::<IgnoredAny>(input).map_err(|error| format!("INPUT is not JSON: {error}"))?;
         let store = CredentialStore::builder(EnvSource::all()).build().await?;
         let credential = format!("{:?} from {}", store.load().credential(), store.status().source);
         eprintln!("credential: {}", Printable(&credential));
