@@ -248,6 +248,8 @@ async fn an_error_at_start_names_the_option_and_not_the_value() {
         (1, vec![], "Or use --key-file PATH, or --demo."),
         (1, vec!["--key-file", file], "holds no credential"),
         (1, vec!["--demo", "--listen", "192.0.2.1:1"], "cannot listen on 192.0.2.1:1"),
+        (1, vec!["--demo", "--listen", "192.0.2.1:1"], "Choose another address with --listen."),
+        (1, vec!["--demo", "--listen", "127.0.0.1:0", "--admin", "192.0.2.1:1"], "another address with --admin."),
         (2, vec!["--fal-run-url", "http://hush.example"], "--fal-run-url <URL> cannot be used: the origin would carry"),
         (
             2,

@@ -72,6 +72,35 @@ async fn wrong_arguments_end_an_example_with_2_and_one_line() {
     }
 }
 
+#[tokio::test]
+async fn an_option_that_would_have_no_effect_is_refused() {
+    for (name, arguments, says) in [
+        ("queue", &["--demo", "--file", "x"][..], "--demo cannot be used together with --file <PATH>."),
+        ("queue", &["--demo", "--rest-url", "https://a.example"], "--demo cannot be used together with --rest-url"),
+        ("proxy", &["--allow-anonymous", "--client-dir", "x"], "--demo is missing."),
+        ("proxy", &["--allow-anonymous", "--key-file", "x", "--client-dir", "x"], "--client-dir <DIR>."),
+        ("proxy", &["--allow-anonymous", "--max-in-flight", "0"], "The value of --max-in-flight <N> cannot be used"),
+        ("webhook_receiver", &["--demo", "--account", "x"], "together with --account <USER_ID>. See"),
+    ] {
+        let (code, printed, told) = run(name, arguments).await;
+        assert!(code == Some(2) && printed.is_empty() && told.contains(says), "{name} {arguments:?}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn input_that_is_no_json_is_not_sent() {
+    for (name, arguments, code) in [
+        ("stream", &["--live", "a/b", "{hush"][..], 1),
+        ("websocket", &["--live", "a/b", "{hush"], 1),
+        ("queue", &["--live", "a/b", "{hush"], 1),
+        ("hyper_client", &["a/b", "{hush"], 2),
+    ] {
+        let (ended, printed, told) = run(name, arguments).await;
+        let says = told.contains("is not JSON: key must be a string") && !told.contains("hush");
+        assert!(ended == Some(code) && printed.is_empty() && says, "{name}: {told}");
+    }
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn an_argument_that_is_not_utf_8_is_refused() {

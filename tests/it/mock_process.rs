@@ -311,6 +311,7 @@ async fn an_address_that_is_taken_is_named() {
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{told}");
         assert!(told.starts_with(&format!("cannot listen on {taken}: ")), "{told}");
+        assert!(told.ends_with(&format!(" Choose another address with {option}.\n")), "{told}");
         assert!(output.stdout.is_empty());
     }
     // The file still has the CA of the process that uses the address.

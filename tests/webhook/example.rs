@@ -187,6 +187,21 @@ async fn the_demonstration_shows_the_whole_loop() {
 }
 
 #[tokio::test]
+async fn a_receiver_that_cannot_start_says_what_to_do() {
+    for (arguments, says) in [
+        (&["--account", ""][..], "a user id is 1 to 256 visible characters"),
+        (&["--account", "x", "--ca-file", "/nowhere/ca.pem"], "cannot read certificates from /nowhere/ca.pem: "),
+        (&["--account", "x", "--listen", "192.0.2.1:1"], "Choose another address with --listen."),
+        (&["--demo", "--listen", "192.0.2.1:1"], "cannot listen on 192.0.2.1:1: "),
+    ] {
+        let output = example().args(arguments).output().await.unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b""[..]), "{arguments:?}: {told}");
+        assert!(told.contains(says), "{arguments:?}: {told}");
+    }
+}
+
+#[tokio::test]
 async fn wrong_arguments_end_the_receiver_with_2_and_one_line() {
     for arguments in [
         &[][..],
