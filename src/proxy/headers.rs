@@ -90,7 +90,7 @@ impl Forwarded {
         }
         match self {
             Self::OfFal => {
-                let of_fal = name.as_str().starts_with("x-fal-") && !NEVER_SENT.contains(name);
+                let of_fal = name.as_str().starts_with("x-fal-") && !is_never_sent(name);
                 of_fal || *name == ACCEPT || *name == DISABLE_FALLBACK
             }
             Self::These(names) => names.contains(name),
@@ -114,6 +114,14 @@ impl Forwarded {
         mark(&mut ours);
         ours
     }
+}
+
+/// Whether a name is one of those, or some server may take it for one: with CGI and WSGI, `x-fal-user_id` and
+/// `x-fal-user-id` are the same.
+fn is_never_sent(name: &HeaderName) -> bool {
+    let with_hyphens = name.as_str().contains('_').then(|| name.as_str().replace('_', "-"));
+    let name = with_hyphens.as_deref().unwrap_or(name.as_str());
+    NEVER_SENT.iter().any(|never| never == name)
 }
 
 /// Says whose request it is.
@@ -201,6 +209,10 @@ mod tests {
             assert!(sent.values().all(|value| value == OURS), "{name}: {sent:?}");
             assert_eq!(sent.len(), 2, "{name}");
         }
+        let underscores =
+            [("x-fal-user_id", "a"), ("x-fal-cdn_token", "b"), ("x-fal_user_id", "c"), ("x_fal_user_id", "d")];
+        assert!(sent(&Forwarded::default(), &underscores).is_empty());
+        assert_eq!(sent(&Forwarded::default(), &[("x-fal-my_own", "a")]), ["x-fal-my_own: a"]);
         assert!(
             sent(&Forwarded::default(), &[("x-api-key", "a"), ("origin", "b"), ("x-forwarded-for", "c")]).is_empty()
         );
