@@ -6,8 +6,8 @@ use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{
         ACCEPT, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT,
-        HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
-        WWW_AUTHENTICATE,
+        HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER,
+        TRANSFER_ENCODING, UPGRADE, USER_AGENT, WWW_AUTHENTICATE,
     },
 };
 
@@ -58,9 +58,21 @@ const NEVER_SENT: [HeaderName; 12] = [
     CAN_DISABLE_FILTER,
 ];
 
-/// What does not come back, besides [`HOP_BY_HOP`]: secrets and what is about fal's own host. The last one is ours, by which
-/// our answers are told from fal's.
-const NEVER_RETURNED: [HeaderName; 6] = [SET_COOKIE, CDN_TOKEN, WWW_AUTHENTICATE, PROXY_AUTHENTICATE, ALT_SVC, RULE];
+/// Has a browser forget what it keeps of the host that it asked, its log-in too.
+const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
+
+/// What does not come back, besides [`HOP_BY_HOP`]: secrets, and what is about fal's own host, which a browser would take
+/// to be about this server's. The last one is ours, by which our answers are told from fal's.
+const NEVER_RETURNED: [HeaderName; 8] = [
+    SET_COOKIE,
+    CDN_TOKEN,
+    WWW_AUTHENTICATE,
+    PROXY_AUTHENTICATE,
+    ALT_SVC,
+    STRICT_TRANSPORT_SECURITY,
+    CLEAR_SITE_DATA,
+    RULE,
+];
 
 /// Which headers of a client go to fal.
 #[derive(Clone, Debug, Default)]
@@ -254,6 +266,8 @@ mod tests {
             ("www-authenticate", "Key"),
             ("proxy-authenticate", "Basic"),
             ("alt-svc", "h3=\":443\""),
+            ("strict-transport-security", "max-age=31536000; includeSubDomains"),
+            ("clear-site-data", "\"*\""),
             ("x-tower-fal-rule", "spoof"),
             ("location", "https://elsewhere.example/"),
             ("content-type", "application/json"),
