@@ -198,7 +198,8 @@ impl Config {
                 let (body, start) = ProxyBody::read_fals(body, MAX_SUBMITTED, finish).await;
                 let in_header = head.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
                 let in_body = serde_json::from_slice(&start).ok().map(|Submitted { request_id }| request_id);
-                for id in in_header.map(str::to_owned).into_iter().chain(in_body) {
+                // The queue has made the one in the body. The other one may be what the client itself has sent.
+                if let Some(id) = in_body.or_else(|| in_header.map(str::to_owned)) {
                     owners.remember(&id, &caller).await;
                 }
                 body

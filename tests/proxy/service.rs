@@ -242,6 +242,21 @@ async fn whoever_submitted_a_request_follows_it() {
     assert_eq!(mock.fal.received().len(), 4);
 }
 
+/// fal may send back an id that a client has put into a header. The queue's own one is in the body.
+#[tokio::test]
+async fn nobody_claims_a_request_by_a_header() {
+    let fal = RawFal::new(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-fal-request-id: theirs\r\ncontent-length: 21\r\n\r\n\
+         {\"request_id\":\"mine\"}",
+    )
+    .await;
+    let server = Server::new(proxy(fal.address).request_owners(RequestOwnersInMemory::default()).into_router()).await;
+    assert_eq!(server.send(Raw::post(SUBMIT).line("x-fal-request-id: theirs")).await.status, 200);
+    let follow = |id| format!("https://queue.fal.run/fal-ai/flux/requests/{id}");
+    assert_eq!(server.send(Raw::get(&follow("theirs"))).await.status, 404);
+    assert_eq!(server.send(Raw::get(&follow("mine"))).await.status, 200);
+}
+
 #[tokio::test]
 async fn those_who_meter_are_told_of_each_end() {
     let mock = Mock::new().await;
