@@ -99,9 +99,18 @@ impl fmt::Debug for OnFinished {
 pub(super) struct Finish {
     pub(super) permit: Option<Permit>,
     pub(super) report: Option<(OnFinished, Finished)>,
+    /// Whether it went to fal, so that somebody is told.
+    pub(super) is_sent: bool,
 }
 
 impl Finish {
+    /// From now on fal may have it.
+    pub(super) fn sent(this: &mut Option<Box<Self>>) {
+        if let Some(finish) = this {
+            finish.is_sent = true;
+        }
+    }
+
     /// There is an answer.
     pub(super) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         if let Some((_, finished)) = &mut self.report {
@@ -123,7 +132,7 @@ impl Drop for Finish {
     fn drop(&mut self) {
         // First, so that whoever is told can let the tenant send another one.
         self.permit = None;
-        if let Some((OnFinished(tell), finished)) = &self.report {
+        if let Some((OnFinished(tell), finished)) = self.report.as_ref().filter(|_| self.is_sent) {
             tell(finished);
         }
     }

@@ -163,7 +163,7 @@ impl Config {
         let permit = caller.own_max_in_flight().or(self.max_in_flight).map(enter).transpose()?;
         let told = self.on_finished.clone();
         let report = told.map(|tell| (tell, Finished::new(caller.clone(), method.clone(), target)));
-        Ok((permit.is_some() || report.is_some()).then(|| Box::new(Finish { permit, report })))
+        Ok((permit.is_some() || report.is_some()).then(|| Box::new(Finish { permit, report, is_sent: false })))
     }
 
     /// Sends an admitted request, and makes our answer of fal's.
@@ -188,7 +188,8 @@ impl Config {
         };
         ready(service).await?;
         let sent = service.call(request(method, target, self.forwarded.to_fal(headers), &caller, body));
-        let response = self.head(pin!(sent)).await?;
+        Finish::sent(&mut finish);
+        let response = self.head(pin!(sent)).await.inspect_err(|answer| not_sent(answer, &mut finish))?;
         let (head, body) = response.into_parts();
         if let Some(finish) = &mut finish {
             finish.answered(head.status, &head.headers);
@@ -229,7 +230,9 @@ impl Config {
         let body = UploadBody::ours(self.realtime.rewrite(endpoint, &asked, &caller)?);
         ready(service).await?;
         let sent = service.call(request(Method::POST, target, tokens::headers(), &caller, body));
-        let (head, body) = self.head(pin!(sent)).await?.into_parts();
+        Finish::sent(&mut finish);
+        let response = self.head(pin!(sent)).await.inspect_err(|answer| not_sent(answer, &mut finish))?;
+        let (head, body) = response.into_parts();
         if let Some(finish) = &mut finish {
             finish.answered(head.status, &head.headers);
         }
@@ -308,6 +311,15 @@ fn unanswered(error: &FalAuthError) -> Answer {
     };
     events::answered(answer.status, answer.rule, error);
     answer
+}
+
+/// Nobody is told of a request of which nothing was sent.
+fn not_sent(answer: &Answer, finish: &mut Option<Box<Finish>>) {
+    if let Some(finish) = finish
+        && (*answer == answers::NO_CREDENTIAL || *answer == answers::NOT_CONNECTED)
+    {
+        finish.is_sent = false;
+    }
 }
 
 /// The app whose request is followed, if that is what a request to the queue does: its status (once, or as a stream), its

@@ -258,6 +258,22 @@ async fn nobody_claims_a_request_by_a_header() {
 }
 
 #[tokio::test]
+async fn nobody_is_told_of_what_was_not_sent() {
+    let (tell, mut told) = mpsc::unbounded_channel::<Finished>();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nowhere = listener.local_addr().unwrap();
+    drop(listener);
+    let proxy = proxy(nowhere).allow_realtime("fal-ai/flux/dev").unwrap();
+    let server = Server::new(proxy.on_finished(move |finished| drop(tell.send(finished.clone()))).into_router()).await;
+    let tokens = "https://rest.fal.ai/tokens/";
+    let ask = Raw { body: r#"{"allowed_apps":["other"]}"#, ..Raw::post(tokens) };
+    assert_eq!(server.send(ask).await.status, 403);
+    assert_eq!(server.send(Raw::get(tokens)).await.status, 405);
+    assert_eq!(server.send(Raw::post(RUN)).await.status, 502);
+    assert!(told.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn those_who_meter_are_told_of_each_end() {
     let mock = Mock::new().await;
     let (tell, mut told) = mpsc::unbounded_channel::<Finished>();
