@@ -389,9 +389,10 @@ impl<S> FalProxy<S> {
     /// The path of the router that [`into_router`](Self::into_router) makes. Default: `/api/fal/proxy`.
     ///
     /// # Errors
-    /// When it does not begin with a slash, or has a `{`, `}` or `*` in it.
+    /// When it does not begin with a slash, or has a `{`, `}` or `*` in it, or a `:` behind a slash.
     pub fn path(mut self, path: &str) -> Result<Self, InvalidPattern> {
-        if !path.starts_with('/') || path.contains(['{', '}', '*']) {
+        // axum's router panics at some of them.
+        if !path.starts_with('/') || path.contains(['{', '}', '*']) || path.contains("/:") {
             return Err(InvalidPattern::of("path", "cannot be that of a route: write it like `/api/fal/proxy`"));
         }
         self.path = path.into();

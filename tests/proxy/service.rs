@@ -273,6 +273,14 @@ async fn nobody_is_told_of_what_was_not_sent() {
     assert!(told.try_recv().is_err());
 }
 
+#[test]
+fn a_path_at_which_the_router_would_panic_is_refused() {
+    for path in ["", "x", "/{x}", "/*x", "/a/:b", "/:"] {
+        assert!(proxy("127.0.0.1:1".parse().unwrap()).path(path).is_err(), "{path}");
+    }
+    drop(proxy("127.0.0.1:1".parse().unwrap()).path("/a:b").unwrap().into_router::<hyper::body::Incoming>());
+}
+
 #[tokio::test]
 async fn those_who_meter_are_told_of_each_end() {
     let mock = Mock::new().await;
