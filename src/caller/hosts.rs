@@ -27,6 +27,8 @@ impl Hosts {
             return Ok(());
         }
         let authority = Authority::try_from(name).ok().filter(|authority| authority.as_str() == authority.host());
+        // A `*` is a character of hosts to `Authority`, and no request has it.
+        let authority = authority.filter(|_| !name.contains('*'));
         let name = authority.ok_or(INVALID)?.host().to_ascii_lowercase();
         self.names = Some(match &self.names {
             None => Names::These([name].into()),
@@ -91,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_name_is_a_host_without_a_scheme_and_a_port() {
-        for name in ["https://a.example", "a.example:80", "", "a b", "user@a.example"] {
+        for name in ["https://a.example", "a.example:80", "", "a b", "user@a.example", "*.a.example"] {
             assert!(Hosts::default().allow(name).is_err(), "{name}");
         }
         assert!(Hosts::default().allow("[2001:db8::1]").is_ok());
