@@ -327,21 +327,28 @@ fn judge_path(path: &str) -> Result<&str, Answer> {
     let path = path.strip_prefix('/').filter(|path| !path.is_empty()).ok_or(NO_APP)?;
     let bytes = path.as_bytes();
     let is_dots = |segment: &[u8]| segment == b"." || segment == b"..";
+    // Of what is behind the first escape of a byte that is not ASCII.
+    let mut decoded = Vec::new();
     let (mut at, mut begin) = (0, 0);
     while let Some(&byte) = bytes.get(at) {
+        let mut means = byte;
         match byte {
             b'/' if at == begin || is_dots(&bytes[begin..at]) => return Err(PATH),
             b'/' => begin = at + 1,
             b'%' => match escape(&bytes[at + 1..]) {
-                Some(byte) if !is_to_be_written_plainly(byte) => at += 2,
+                Some(escaped) if !is_to_be_written_plainly(escaped) => (means, at) = (escaped, at + 2),
                 _ => return Err(PATH),
             },
             _ if !MAY_BE[usize::from(byte)].in_a_path => return Err(PATH),
             _ => {}
         }
+        if !means.is_ascii() || !decoded.is_empty() {
+            decoded.push(means);
+        }
         at += 1;
     }
-    if is_dots(&bytes[begin..]) { Err(PATH) } else { Ok(path) }
+    // What is no UTF-8 has many readings: to some readers `%c0%ae` is a dot.
+    if is_dots(&bytes[begin..]) || str::from_utf8(&decoded).is_err() { Err(PATH) } else { Ok(path) }
 }
 
 /// Where a byte may be.
@@ -570,6 +577,9 @@ mod tests {
             ("https://fal.run/a/..%2f..%2fb", "target_path"),
             ("https://fal.run/a%5cb", "target_path"),
             ("https://fal.run/a%00", "target_path"),
+            ("https://fal.run/a/%c0%ae%c0%ae/b", "target_path"),
+            ("https://fal.run/a%ff", "target_path"),
+            ("https://fal.run/a%C3/%A9", "target_path"),
             ("https://fal.run/a%252fb", "target_path"),
             ("https://fal.run/%66al-ai/x", "target_path"),
             ("https://fal.run/a;b/..;/c", "target_path"),
