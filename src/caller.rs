@@ -5,18 +5,20 @@
 //! and each person who can reach the server spend from your account), or those whom an [`Authenticate`] admits.
 //!
 //! ```
+//! use std::collections::HashMap;
+//!
 //! use axum::response::IntoResponse as _;
-//! use http::{StatusCode, request::Parts};
+//! use http::{HeaderValue, StatusCode, request::Parts};
 //! use tower_fal::caller::{Authenticate, Caller, Refused};
 //!
-//! /// The people who have logged in, by the session in their cookie.
-//! struct Sessions(/* a pool of connections to a database */);
+//! /// The people who have logged in, by the cookie that each was given. A database, as a rule.
+//! struct Sessions(HashMap<HeaderValue, String>);
 //!
 //! impl Authenticate for Sessions {
 //!     async fn authenticate(&self, head: &Parts) -> Result<Caller, Refused> {
-//!         let cookie = head.headers.get("cookie").ok_or_else(|| StatusCode::UNAUTHORIZED.into_response())?;
-//!         let name = cookie.to_str().map_err(|_| StatusCode::UNAUTHORIZED.into_response())?;
-//!         Ok(Caller::tenant(name).max_in_flight(8))
+//!         let user = head.headers.get("cookie").and_then(|cookie| self.0.get(cookie));
+//!         let user = user.ok_or_else(|| StatusCode::UNAUTHORIZED.into_response())?;
+//!         Ok(Caller::tenant(user.as_str()).max_in_flight(8))
 //!     }
 //! }
 //! ```

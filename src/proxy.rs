@@ -12,6 +12,7 @@
 //!
 //! # fn app(store: &CredentialStore) -> Result<Router, Box<dyn std::error::Error>> {
 //! let proxy = FalProxy::new(store)?
+//!     // A gateway in front sets this header, and takes it away from what clients send.
 //!     .authenticate(async |head: &Parts| match head.headers.get("x-user") {
 //!         Some(name) => Ok(Caller::tenant(name.to_str().unwrap_or_default())),
 //!         None => Err(axum::response::IntoResponse::into_response(http::StatusCode::UNAUTHORIZED)),
