@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header::CACHE_CONTROL, request::Parts};
 use http_body::Body;
 use serde::Deserialize;
 use tower_service::Service;
@@ -70,20 +70,27 @@ where
     R::Error: Into<BoxError>,
 {
     let (head, body) = request.into_parts();
+    let is_get = head.method == Method::GET;
     // What comes with a GET is not forwarded.
     let body = (head.method != Method::GET && !body.is_end_stream()).then_some(body);
-    let admitted = match config.admit(&head, body.as_ref().map(|body| body.size_hint().lower())).await {
-        Ok(admitted) => admitted,
-        Err(refused) => return refused.into(),
-    };
-    let (method, headers) = (head.method, head.headers);
-    let answer = match admitted.target.area {
-        Area::Tokens => config.mint(&mut service, &method, body, admitted).await,
-        Area::Endpoints | Area::Storage | Area::Account => {
-            config.forward(&mut service, method, headers, body, admitted).await
+    let mut response = match config.admit(&head, body.as_ref().map(|body| body.size_hint().lower())).await {
+        Ok(admitted) => {
+            let (method, headers) = (head.method, head.headers);
+            let answer = match admitted.target.area {
+                Area::Tokens => config.mint(&mut service, &method, body, admitted).await,
+                Area::Endpoints | Area::Storage | Area::Account => {
+                    config.forward(&mut service, method, headers, body, admitted).await
+                }
+            };
+            answer.unwrap_or_else(|answer| ours(&answer))
         }
+        Err(refused) => refused.into(),
     };
-    answer.unwrap_or_else(|answer| ours(&answer))
+    // All targets and all callers have one URL, by which a browser or a CDN would keep the answer for the others too.
+    if is_get {
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    response
 }
 
 fn ours<R: Body>(answer: &Answer) -> Response<ProxyBody<R>> {
