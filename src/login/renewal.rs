@@ -60,6 +60,8 @@ struct State {
     given: Option<Given>,
     /// The refresh token that fal takes no more.
     refused: Option<Token>,
+    /// What could not be written, and the refresh token that was spent for it.
+    unwritten: Option<(Token, Tokens)>,
     back_off: BackOff<Token>,
 }
 
@@ -134,6 +136,11 @@ impl Renewal {
         let mut spent: Option<Token> = None;
         for _ in 0..MOST_ROUNDS {
             let Some(found) = self.file.now().await? else { return Err(self.file.no_login()) };
+            if let Some(tokens) = self.unwritten(&found.tokens.refresh) {
+                self.file.make_room().await?.fill(tokens).await?;
+                self.state().unwritten = None;
+                continue;
+            }
             // Somebody else has renewed it.
             if let Some(usable) = self.usable(&found)
                 && stale != Some(&usable.access)
@@ -183,7 +190,8 @@ impl Renewal {
             self.state().given = Some(Given { access: access.clone(), subject, life });
         }
         if access.is_some() || refresh.is_some() {
-            room.fill(Tokens { refresh: refresh.unwrap_or(spent), access: access.clone() }).await?;
+            let tokens = Tokens { refresh: refresh.unwrap_or_else(|| spent.clone()), access: access.clone() };
+            room.fill(tokens.clone()).await.inspect_err(|_| self.state().unwritten = Some((spent, tokens)))?;
         }
         access.ok_or_else(|| {
             let message = format!(
@@ -192,6 +200,13 @@ impl Renewal {
             );
             LoginError::new(LoginErrorKind::Answer, message)
         })
+    }
+
+    /// What this process was given for a refresh token, if that is still in the file. It must not be spent again: that
+    /// would end the login.
+    pub(super) fn unwritten(&self, refresh: &Token) -> Option<Tokens> {
+        let state = self.state();
+        state.unwritten.as_ref().filter(|(spent, _)| spent == refresh).map(|(_, tokens)| tokens.clone())
     }
 
     /// # Errors

@@ -20,7 +20,7 @@ use super::{
     error::{LoginError, LoginErrorKind},
     https::Https,
     places,
-    renewal::{CLI_LOCK_TIMEOUT, OWN_LOCK_TIMEOUT, Renewal},
+    renewal::{CLI_LOCK_TIMEOUT, OWN_LOCK_TIMEOUT, Renewal, Usable},
     token_file::{Token, TokenFile},
 };
 use crate::{
@@ -172,10 +172,12 @@ impl LoginSource {
         let usable = renewal.usable(&found);
         let is_refused = matches!((reason, &usable), (LoadReason::Refused(old), Some(now)) if is(old, &now.access));
         let is_expiring = matches!((reason, &usable), (LoadReason::Expiring(old), Some(now)) if is(old, &now.access));
+        let is_wanted = |now: &Usable| now.life.is_good() && !is_refused && !(is_expiring && now.life.is_half_over());
         let access = match usable {
-            Some(now) if now.life.is_good() && !is_refused && !(is_expiring && now.life.is_half_over()) => now.access,
+            Some(now) if is_wanted(&now) && renewal.unwritten(&found.tokens.refresh).is_none() => now.access,
             usable => {
-                let stale = usable.as_ref().map(|now| now.access.clone());
+                // One that is good has only to be written.
+                let stale = usable.as_ref().filter(|now| !is_wanted(now)).map(|now| now.access.clone());
                 match (renewal.renewed(found, stale).await, usable) {
                     (Ok(renewed), _) => renewed,
                     // It is still of use, and there is time to try again.

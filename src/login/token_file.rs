@@ -195,7 +195,8 @@ impl Room {
     pub(super) async fn fill(mut self, tokens: Tokens) -> Result<(), LoginError> {
         blocking(move || {
             self.put(&tokens).map_err(|error| {
-                let what = "cannot be written, and the tokens that it was for are lost: run `fal auth login`";
+                let what = "cannot be written, and the tokens that it was for are lost unless a later attempt succeeds: \
+                            see to the disk, or run `fal auth login`";
                 LoginError::file(&self.target, what, error)
             })
         })

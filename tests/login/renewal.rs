@@ -362,6 +362,38 @@ async fn a_load_may_take_as_long_as_its_requests() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn tokens_that_cannot_be_written_are_written_later() {
+    for access in [true, false] {
+        let world = World::with_access(EXPIRED);
+        if !access {
+            world.write(world.server.log_in());
+        }
+        let before = world.tokens();
+        world.server.set_latency(MINUTE / 6);
+        let source = Arc::new(world.source());
+        let loading = tokio::spawn({
+            let source = Arc::clone(&source);
+            async move { source.load().await }
+        });
+        while world.server.received(Endpoint::Token) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        fs::remove_file(world.home.path().join(".auth0_token.tower-fal")).unwrap();
+        let error = loading.await.unwrap().unwrap_err();
+        assert!(report(&error).contains("cannot be written"), "{}", report(&error));
+        world.assert_no_leak(&error);
+        assert_eq!(world.tokens(), before);
+
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let credential = load(&source).await;
+        assert!(world.server.accepts(&credential));
+        assert_eq!(world.tokens()[1], token(&credential));
+        assert_ne!(world.tokens()[0], before[0]);
+        assert_eq!((world.server.refreshes(), world.server.reuses()), (1, 0), "{access}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_spent_token_whose_answer_is_lost_ends_the_login() {
     // Nothing can be done about this: the token is spent, and what came for it is nowhere.
     let world = World::with_access(EXPIRED);
