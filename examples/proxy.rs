@@ -52,8 +52,9 @@ mod terminal;
 
 /// The server proxy: browsers send it what they want of fal, and the key stays here.
 ///
-/// It needs FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE, or --key-file, or --default-chain. It also needs
-/// --auth-token-file or --allow-anonymous, which say who may call. With --demo it needs neither.
+/// It needs a key: FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET, or FAL_KEY_FILE in the environment, or the options
+/// --key-file or --default-chain. Either --auth-token-file or --allow-anonymous says who may call. With --demo it
+/// needs none of these.
 #[derive(Parser)]
 #[command(mut_arg("max_connections", |argument| argument.default_value("10000")))]
 #[command(mut_args(with_variable))]

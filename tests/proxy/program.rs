@@ -165,6 +165,7 @@ async fn it_refuses_options_that_cannot_be_right() {
         ("--allow-target", "evil.com/**", "may not carry the credential"),
         ("--allow-target", "rest.fal.ai/tokens/", "allow_realtime"),
         ("--allow-endpoint", "/fal-ai/flux", "empty segment"),
+        ("--allow-endpoint", "flux", "write owner/app"),
         ("--allow-webhook", "https://app.example", "the host cannot be one"),
         ("--allow-realtime", "flux", "owner"),
         ("--allow-host", "https://app.example", "the host cannot be one"),
