@@ -102,6 +102,9 @@ pub enum InvalidMinter {
     /// The reuse window is shorter than the timeout.
     #[error("the reuse window is at least as long as the timeout: a token grows older while it is on its way from fal")]
     ReuseWindow,
+    /// No token could be kept, so none could be minted.
+    #[error("`max_cached` is at least 1: a token is kept while it is minted")]
+    MaxCached,
 }
 
 #[cfg(test)]

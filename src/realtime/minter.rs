@@ -228,8 +228,8 @@ impl TokenMinterBuilder {
     /// The minter.
     ///
     /// # Errors
-    /// When the list is empty or an entry is no pattern, when the URL is none, and when the times do not fit: see
-    /// [`InvalidMinter`].
+    /// When the list is empty or an entry is no pattern, when the URL is none, when no token may be kept, and when the
+    /// times do not fit: see [`InvalidMinter`].
     pub fn build(self) -> Result<TokenMinter, InvalidMinter> {
         if self.allowed.is_empty() {
             return Err(InvalidMinter::NoApps);
@@ -246,6 +246,9 @@ impl TokenMinterBuilder {
         }
         if reuse_window < self.timeout || reuse_window.is_zero() {
             return Err(InvalidMinter::ReuseWindow);
+        }
+        if self.max_cached == 0 {
+            return Err(InvalidMinter::MaxCached);
         }
         let base: Uri = self.rest_url.parse().map_err(|_| InvalidMinter::Url)?;
         if base.scheme().is_none() || base.authority().is_none() || base.query().is_some() {
@@ -361,6 +364,7 @@ mod tests {
             (ok().lifetime(Duration::MAX), InvalidMinter::Lifetime),
             (ok().reuse_window(secs(9)), InvalidMinter::ReuseWindow),
             (ok().reuse_window(Duration::ZERO).timeout(Duration::ZERO), InvalidMinter::ReuseWindow),
+            (ok().max_cached(0), InvalidMinter::MaxCached),
             (ok().rest_url("rest.fal.ai"), InvalidMinter::Url),
             (ok().rest_url("/tokens"), InvalidMinter::Url),
             (ok().rest_url("https://rest.fal.ai/?a=b"), InvalidMinter::Url),
