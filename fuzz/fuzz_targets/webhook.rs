@@ -92,7 +92,10 @@ fuzz_target!(|input: &[u8]| {
     };
     let is_id = |id: &[u8]| !id.is_empty() && id.len() <= 256 && id.iter().all(|byte| (b'!'..=b'~').contains(byte));
     let digits = !timestamp.is_empty() && timestamp.len() <= 20 && timestamp.iter().all(u8::is_ascii_digit);
-    let seconds = timestamp.iter().fold(0_u128, |sum, digit| sum * 10 + u128::from(digit.wrapping_sub(b'0')));
+    // Saturating: what is no number of 20 digits at most is refused below, however long it is.
+    let seconds = timestamp
+        .iter()
+        .fold(0_u128, |sum, digit| sum.saturating_mul(10).saturating_add(u128::from(digit.wrapping_sub(b'0'))));
     let is_formed = is_id(request)
         && is_id(user)
         && digits
