@@ -171,7 +171,7 @@ enum Who {
     Those(Arc<dyn AuthenticateBoxed>),
 }
 
-#[allow(dead_code)] // until each part of this crate that has callers is there
+#[allow(dead_code)] // the route for tokens asks for less than the proxy
 impl Callers {
     /// Those whom this one admits. It replaces what was said before.
     pub(crate) fn authenticate(&mut self, authenticate: impl Authenticate) {

@@ -122,7 +122,7 @@
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod __fuzz;
-#[cfg(any(feature = "proxy", feature = "realtime"))]
+#[cfg(feature = "realtime")]
 #[allow(dead_code)] // the proxy uses all of it
 mod answer;
 #[doc(alias = "inject", alias = "bring your own key")]
@@ -130,7 +130,7 @@ pub mod auth;
 #[cfg(feature = "axum")]
 pub mod axum;
 mod backoff;
-#[cfg(any(feature = "proxy", feature = "realtime"))]
+#[cfg(feature = "realtime")]
 #[doc(alias = "authentication", alias = "login")]
 pub mod caller;
 #[cfg(feature = "client")]
@@ -140,7 +140,7 @@ pub mod credential;
 mod default_chain;
 #[cfg(doc)]
 pub mod docs;
-#[cfg(any(feature = "proxy", feature = "realtime"))]
+#[cfg(feature = "realtime")]
 #[allow(dead_code)] // the proxy uses all of it
 mod endpoint;
 #[doc(alias = "401", alias = "403", alias = "unauthorized", alias = "forbidden")]
@@ -163,7 +163,7 @@ pub mod login;
 pub mod mock;
 #[doc(alias = "allow list", alias = "allowlist", alias = "host", alias = "redirect")]
 pub mod origin;
-#[cfg(any(feature = "proxy", feature = "realtime"))]
+#[cfg(feature = "realtime")]
 #[allow(dead_code)] // the proxy uses all of it
 mod pattern;
 #[cfg(feature = "proxy")]
