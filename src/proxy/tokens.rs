@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_for_listed_applications_and_live_for_an_hour_at_most() {
+    fn tokens_are_for_listed_applications_and_for_an_hour_at_most() {
         let everyone = Caller::anonymous();
         for (endpoint, asked, sent) in [
             (

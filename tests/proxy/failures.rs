@@ -257,7 +257,7 @@ async fn an_error_of_a_gibibyte_passes_through() {
 }
 
 #[tokio::test]
-async fn a_body_that_reaches_the_limit_in_a_chunk_is_not_sent_as_a_whole() {
+async fn a_body_that_reaches_the_limit_in_a_chunk_is_cut_off() {
     let mut fal = ByHand::new().await;
     let server = Server::new(proxy(fal.address).max_body(64 * 1024).into_router()).await;
     let mut stream = server.connect().await;

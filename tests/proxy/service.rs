@@ -147,7 +147,7 @@ async fn a_caller_has_endpoints_and_a_credential_of_its_own() {
 }
 
 #[tokio::test]
-async fn without_a_credential_of_its_own_a_caller_never_gets_the_houses() {
+async fn a_caller_without_a_credential_never_gets_the_houses() {
     let mock = Mock::new().await;
     let per_request = FalProxy::per_request(client(mock.address)).authenticate(tokens());
     let server = Server::new(per_request.into_router()).await;

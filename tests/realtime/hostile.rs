@@ -78,7 +78,7 @@ async fn each_shape_of_an_answer_is_taken() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_token_is_an_error_that_shows_nothing_of_it() {
+async fn an_error_shows_nothing_of_an_answer_without_a_token() {
     for body in ["<html>hush</html>", "", "{}", r#"{"token":"hush&hush"}"#, r#""hush hush""#, r#"{"detail":["hush"]}"#]
     {
         let error = token(body).await.unwrap_err();

@@ -300,7 +300,7 @@ async fn a_fleet_shares_its_ids() {
 
 /// Whatever the moment is at which the caller goes away, the id does not stay taken.
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_goes_away_leaves_nothing_behind_in_the_database() {
+async fn a_caller_that_goes_away_leaves_nothing_in_the_database() {
     let (fal, layer) = verifying().await;
     for (after, calls) in [
         (500, vec!["begin", "failed"]),   // while the database is asked

@@ -167,7 +167,7 @@ async fn a_delivery_of_another_account_is_refused() {
 
 /// fal gives up waiting while the handler works, and comes again before it has ended.
 #[tokio::test]
-async fn a_handler_that_takes_longer_than_fal_waits_is_not_started_twice() {
+async fn a_handler_that_is_slower_than_fal_waits_is_started_once() {
     let fal = mock().await;
     fal.webhook_timeout(Duration::from_millis(50));
     let (runs, open) = (Arc::new(watch::Sender::new(0)), Arc::new(watch::Sender::new(false)));
@@ -260,7 +260,7 @@ async fn a_server_of_hypers_takes_the_layer_as_well() {
 
 /// A middleware that is added later is further outside, and this one reads JSON and writes it again.
 #[tokio::test]
-async fn a_middleware_in_front_that_writes_json_again_breaks_the_signature() {
+async fn a_middleware_that_writes_json_again_breaks_the_signature() {
     async fn rewrite(request: Request, next: Next) -> Response {
         let (head, body) = request.into_parts();
         let document: Value = serde_json::from_slice(&to_bytes(body, 1024).await.unwrap()).unwrap();
