@@ -37,7 +37,7 @@ fn with_key(directory: &Path, tenant: &str, key: Option<u64>) {
 }
 
 /// acme has key 1, beta key 2, and zeta none. The environment holds the house's key.
-async fn start(run_url: &str, queue_url: &str, more: &[&str]) -> (App, TempDir) {
+pub(crate) async fn start(run_url: &str, queue_url: &str, more: &[&str]) -> (App, TempDir) {
     let tenants = tempfile::tempdir().unwrap();
     for (tenant, key) in [("acme", Some(1)), ("beta", Some(2)), ("zeta", None)] {
         with_key(tenants.path(), tenant, key);
@@ -55,7 +55,7 @@ async fn fal() -> MockFal {
     fal
 }
 
-fn run(authorization: Option<&str>, path: &str) -> Request<String> {
+pub(crate) fn run(authorization: Option<&str>, path: &str) -> Request<String> {
     let mut request = Request::post(path);
     if let Some(authorization) = authorization {
         request = request.header("authorization", authorization);
@@ -63,7 +63,7 @@ fn run(authorization: Option<&str>, path: &str) -> Request<String> {
     request.body(r#"{"prompt":"a cat"}"#.to_owned()).unwrap()
 }
 
-const ACME: Option<&str> = Some("Bearer hush-acme");
+pub(crate) const ACME: Option<&str> = Some("Bearer hush-acme");
 const BETA: Option<&str> = Some("Bearer hush-beta");
 const ZETA: Option<&str> = Some("Bearer hush-zeta");
 

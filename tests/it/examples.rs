@@ -12,7 +12,7 @@ use self::terminal::Printable;
 const EXAMPLES: [(&str, &str, Option<&str>); 13] = [
     ("axum_byok", "tenants' own keys", Some("--tenants")),
     ("axum_images", "FAL_KEY_FILE", Some("--key-file")),
-    ("axum_layer", "FAL_KEY_FILE", Some("--key-file")),
+    ("axum_proxy", "FAL_KEY_FILE", Some("--listen")),
     ("hyper_client", "FAL_KEY_FILE", None),
     ("login", "--demo", None),
     ("proxy", "--allow-target", Some("--key-file")),

@@ -11,7 +11,9 @@ mod axum_byok;
 #[cfg(unix)]
 mod axum_images;
 #[cfg(unix)]
-mod axum_layer;
+mod axum_proxy;
+#[cfg(unix)]
+mod axum_router;
 mod docs;
 mod evidence;
 mod examples;

@@ -10,9 +10,11 @@ use std::{
 use axum::{Router, body::Body, response::IntoResponse as _};
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Request, StatusCode};
-use http_body_util::BodyExt as _;
+use http::{Request, StatusCode, Version};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::json;
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -24,8 +26,9 @@ use tokio::{
 use tower_fal::mock::MockFal;
 
 use crate::{
-    app::{App, Ended, KeyFile, Served, app},
-    support::key_text,
+    app::{Answer, App, Ended, Served, app},
+    axum_byok::{self, ACME},
+    support::key,
 };
 
 const NAME: &str = "axum_images";
@@ -51,6 +54,22 @@ const HALF_A_HEAD: &[u8] = b"POST /images HTTP/1.1\r\nhost: localhost\r\nx-a: ";
 fn order() -> Request<String> {
     let order = json!({ "prompt": "a cat" }).to_string();
     Request::post("/images").header("content-type", "application/json").body(order).unwrap()
+}
+
+/// The example that hands answers of any length on, and its tenants.
+async fn byok(run_url: &str, more: &[&str]) -> (App, TempDir) {
+    axum_byok::start(run_url, run_url, more).await
+}
+
+/// A fal that takes the key of the first tenant.
+async fn fal_of_acme() -> MockFal {
+    let fal = MockFal::start().await.unwrap();
+    fal.accept(&key(1));
+    fal
+}
+
+fn run(path: &str) -> Request<String> {
+    axum_byok::run(ACME, path)
 }
 
 /// A connection on which these bytes were sent.
@@ -159,17 +178,17 @@ async fn endless() -> (Served, oneshot::Receiver<Infallible>) {
 
 #[tokio::test]
 async fn a_peer_that_does_not_read_its_answer_is_cut_off() {
-    let file = KeyFile::new(&key_text(1));
-    let path = file.path();
+    let head =
+        "POST /run/a HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer hush-acme\r\ncontent-length: 0\r\n\r\n";
+    let headers = b"\x83\x86\x41\x09localhost\x44\x06/run/a\x57\x10Bearer hush-acme";
     for (request, reads) in [
-        (b"GET /layer/a HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec(), false),
-        (b"GET /layer/a HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec(), true),
+        (head.as_bytes().to_vec(), false),
+        (head.as_bytes().to_vec(), true),
         // HTTP/2 has a window, which is never opened here.
-        ([PREFACE, b"\0\0\x17\x01\x05\0\0\0\x01\x82\x86\x41\x09localhost\x44\x08/layer/a"].concat(), false),
+        ([PREFACE, &[0, 0, headers.len() as u8], b"\x01\x05\0\0\0\x01", headers].concat(), false),
     ] {
         let (fal, mut dropped) = endless().await;
-        let arguments = ["--key-file", path.to_str().unwrap(), "--fal-run-url", &fal.url, "--idle-timeout", "1"];
-        let app = App::start("axum_layer", &arguments).await;
+        let (app, _tenants) = byok(&fal.url, &["--idle-timeout", "1"]).await;
         let began = Instant::now();
         let mut stream = with_sent(app.address(), &request).await;
         if reads {
@@ -383,28 +402,95 @@ async fn what_is_too_much_is_answered_with_503_and_logged_once() {
 
 #[tokio::test]
 async fn a_stream_counts_as_under_way_until_its_end() {
-    let fal = MockFal::start().await.unwrap();
-    let (app, _key) = App::against("axum_layer", &fal, &["--max-requests", "1"]).await;
-    let run = |path: &str| Request::post(path).body("{}".to_owned()).unwrap();
+    let fal = fal_of_acme().await;
+    let (app, _tenants) = byok(&fal.run_origin(), &["--max-requests", "1"]).await;
     fal.hold_events_after(1);
-    let mut stream = app.open(run("/client/fal-ai/flux/stream")).await.unwrap();
+    let mut stream = app.open(run("/run/fal-ai/flux/stream")).await.unwrap();
     stream.frame().await.unwrap().unwrap();
-    assert_eq!(app.send(run("/client/fal-ai/flux")).await.problem(), (503, "overloaded".to_owned()));
+    assert_eq!(app.send(run("/run/fal-ai/flux")).await.problem(), (503, "overloaded".to_owned()));
     fal.hold_events_after(usize::MAX);
     stream.collect().await.unwrap();
-    let again = timeout(PATIENCE, async { while app.send(run("/client/fal-ai/flux")).await.status != 200 {} });
+    let again = timeout(PATIENCE, async { while app.send(run("/run/fal-ai/flux")).await.status != 200 {} });
     again.await.expect("the place of a stream that has ended is not free again");
     app.end().await.well();
 }
 
 #[tokio::test]
+async fn a_stream_that_is_open_at_a_shutdown_is_read_to_its_end() {
+    let fal = fal_of_acme().await;
+    // Less than the stream takes: the timeout is for the start of an answer.
+    let (app, _tenants) = byok(&fal.run_origin(), &["--drain-delay", "0", "--request-timeout", "5"]).await;
+    fal.hold_events_after(1);
+    let mut stream = app.open(run("/run/fal-ai/flux/stream")).await.unwrap();
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    let first = stream.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(first.starts_with(b"data: "));
+    app.signal("TERM").await;
+    app.refuses_connections().await;
+    fal.hold_events_after(usize::MAX);
+    let rest = Answer::of(stream).await.body;
+    assert_eq!(rest.matches("data: ").count(), 2, "{rest}");
+    let log = app.ended().await.well();
+    assert!(!log.contains("closing"), "{log}");
+}
+
+/// All on one connection, which nothing closes before its last answer is there.
+#[tokio::test]
+async fn a_shutdown_loses_nothing_over_http_2_either() {
+    let fal = fal_of_acme().await;
+    let (app, _tenants) = byok(&fal.run_origin(), &["--drain-delay", "2"]).await;
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Full<Bytes>>();
+    let send = async |path: &str| {
+        let (mut head, body) = run(path).into_parts();
+        head.uri = format!("{}{path}", app.url).parse().unwrap();
+        client.request(Request::from_parts(head, Full::from(body))).await.unwrap()
+    };
+    fal.hold_events_after(1);
+    let mut stream = send("/run/fal-ai/flux/stream").await;
+    assert_eq!(stream.version(), Version::HTTP_2);
+    stream.frame().await.unwrap().unwrap();
+    app.signal("TERM").await;
+    app.ready_where(|status, _| status == 503).await;
+    for _ in 0..20 {
+        let answer = send("/run/fal-ai/flux").await;
+        // Which HTTP/2 forbids.
+        assert_eq!((answer.status().as_u16(), answer.headers().get("connection")), (200, None));
+    }
+    app.refuses_connections().await;
+    fal.hold_events_after(usize::MAX);
+    assert_eq!(Answer::of(stream).await.body.matches("data: ").count(), 2);
+    let log = app.ended().await.well();
+    assert!(!log.contains("closing"), "{log}");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_what_the_first_one_waits_for() {
+    for delay in ["0", "600"] {
+        let fal = fal_of_acme().await;
+        let (app, _tenants) = byok(&fal.run_origin(), &["--drain-delay", delay, "--drain-timeout", "600"]).await;
+        fal.hold_events_after(1);
+        let mut stream = app.open(run("/run/fal-ai/flux/stream")).await.unwrap();
+        stream.frame().await.unwrap().unwrap();
+        app.signal("TERM").await;
+        if delay == "0" {
+            app.refuses_connections().await;
+        } else {
+            app.ready_where(|status, _| status == 503).await;
+        }
+        app.signal("TERM").await;
+        app.ended().await.well();
+        // Cut off, and not as if it had come to its end.
+        assert!(stream.into_body().collect().await.is_err());
+    }
+}
+
+#[tokio::test]
 async fn an_outage_does_not_fill_the_log() {
-    let fal = MockFal::start().await.unwrap();
-    let (app, _key) = App::against("axum_layer", &fal, &[]).await;
+    let fal = fal_of_acme().await;
+    let (app, _tenants) = byok(&fal.run_origin(), &[]).await;
     drop(fal);
     for _ in 0..40 {
-        let request = Request::post("/client/fal-ai/flux").body("{}".to_owned()).unwrap();
-        assert_eq!(app.send(request).await.problem(), (502, "transport".to_owned()));
+        assert_eq!(app.send(run("/run/fal-ai/flux")).await.problem(), (502, "transport".to_owned()));
     }
     let log = app.end().await.well();
     let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
@@ -457,8 +543,8 @@ async fn without_the_option_there_is_no_admin_listener() {
 async fn requests_of_other_sites_and_for_other_hosts_are_refused() {
     const CROSS_SITE: Option<(u16, &str)> = Some((403, "cross_site"));
     const FOREIGN: Option<(u16, &str)> = Some((421, "foreign_host"));
-    let fal = MockFal::start().await.unwrap();
-    let (app, _key) = App::against("axum_layer", &fal, &["--host", "Fal.Example.com"]).await;
+    let fal = fal_of_acme().await;
+    let (app, _tenants) = byok(&fal.run_origin(), &["--host", "Fal.Example.com"]).await;
     let port = app.address().rsplit(':').next().unwrap();
     let own = format!("origin: http://localhost:{port}");
     let own_host = format!("localhost:{port}");
@@ -486,31 +572,24 @@ async fn requests_of_other_sites_and_for_other_hosts_are_refused() {
         ("a b", &[], FOREIGN),
     ];
     for (host, headers, refused) in cases {
-        for method in ["GET", "POST"] {
+        // What is not refused comes to the routes, of which there is none for GET.
+        for (method, status, runs) in [("GET", 405, 0), ("POST", 200, 1)] {
             let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-            let request = |target: &str, method: &str| {
-                format!(
-                    "{method} {target} HTTP/1.1\r\nhost: {host}\r\n{headers}connection: close\r\ncontent-length: 0\r\n\r\n"
-                )
-            };
-            for way in ["/layer", "/client"] {
-                let answer = app.raw(&request(&format!("{way}/fal-ai/flux"), method)).await;
-                match refused {
-                    None => assert!(answer.starts_with("HTTP/1.1 200"), "{host} {headers}: {answer}"),
-                    Some((status, reason)) => {
-                        let is_refused = answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(reason);
-                        assert!(is_refused, "{host} {headers}: {answer}");
-                    }
-                }
-                assert_eq!(fal.received().len(), usize::from(refused.is_none()), "{host} {headers}");
-                fal.clear_received();
-            }
+            let token = "authorization: Bearer hush-acme\r\nconnection: close\r\ncontent-length: 0";
+            let request = format!("{method} /run/fal-ai/flux HTTP/1.1\r\nhost: {host}\r\n{headers}{token}\r\n\r\n");
+            let answer = app.raw(&request).await;
+            let (status, reason) = refused.unwrap_or((status, ""));
+            let is_so = answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(reason);
+            assert!(is_so, "{method} {host} {headers}: {answer}");
+            assert_eq!(fal.received().len(), if refused.is_none() { runs } else { 0 }, "{method} {host} {headers}");
+            fal.clear_received();
         }
     }
     // An absolute URI names the host as well.
-    let answer =
-        app.raw("GET http://evil.example/layer/a HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 421"), "{answer}");
+    for (uri, status) in [("http://evil.example/run/a", 421), ("https://hush:hush@fal.example.com/run/a", 405)] {
+        let answer = app.raw(&format!("GET {uri} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+    }
     // And the admin listener is read by nobody's page either.
     let address = app.admin.strip_prefix("http://").unwrap();
     for header in ["host: evil.example", "host: localhost\r\nsec-fetch-site: cross-site"] {
@@ -520,7 +599,8 @@ async fn requests_of_other_sites_and_for_other_hosts_are_refused() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 4") && !answer.contains("key_id"), "{answer}");
     }
-    app.end().await.well();
+    let log = app.end().await.well();
+    assert!(log.contains("host=\"fal.example.com\""), "{log}");
 }
 
 /// What an app answers is data: no browser may take it for a page of this server.
@@ -528,11 +608,10 @@ async fn requests_of_other_sites_and_for_other_hosts_are_refused() {
 async fn the_page_of_an_app_does_not_run_in_the_servers_origin() {
     let page = || std::future::ready(axum::response::Html("<script>hush()</script>"));
     let fal = Served::new(Router::new().fallback(page)).await;
-    let file = KeyFile::new(&key_text(1));
-    let path = file.path();
-    let app = App::start("axum_layer", &["--key-file", path.to_str().unwrap(), "--fal-run-url", &fal.url]).await;
-    for path in ["/layer/a", "/client/a", "/none", "/readyz"] {
-        let answer = app.get(path).await;
+    let (app, _tenants) = byok(&fal.url, &[]).await;
+    for path in ["/run/a", "/none", "/readyz"] {
+        let answer = app.send(run(path)).await;
+        assert_eq!(path == "/run/a", answer.body.contains("<script>"), "{path}");
         assert_eq!(answer.headers["x-content-type-options"], "nosniff", "{path}");
         assert_eq!(answer.headers["content-security-policy"], "default-src 'none'; frame-ancestors 'none'; sandbox");
     }
@@ -546,14 +625,11 @@ async fn a_101_that_nobody_asked_for_is_a_502() {
         std::future::ready((StatusCode::SWITCHING_PROTOCOLS, head, "hush"))
     };
     let fal = Served::new(Router::new().fallback(answer)).await;
-    let file = KeyFile::new(&key_text(1));
-    let path = file.path();
-    let app = App::start("axum_layer", &["--key-file", path.to_str().unwrap(), "--fal-run-url", &fal.url]).await;
-    for way in ["/layer/a", "/client/a"] {
-        let head = "host: localhost\r\nupgrade: hush\r\nconnection: upgrade";
-        let answer = timeout(PATIENCE, app.raw(&format!("GET {way} HTTP/1.1\r\n{head}, close\r\n\r\n"))).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("switched_protocols"), "{answer}");
-    }
+    let (app, _tenants) = byok(&fal.url, &[]).await;
+    let head = "host: localhost\r\nauthorization: Bearer hush-acme\r\nupgrade: hush\r\nconnection: upgrade";
+    let request = format!("POST /run/a HTTP/1.1\r\n{head}, close\r\ncontent-length: 0\r\n\r\n");
+    let answer = timeout(PATIENCE, app.raw(&request)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 502") && answer.contains(r#""reason":"answer""#), "{answer}");
     let Ended { code, .. } = app.end().await;
     assert_eq!(code, Some(0));
 }
