@@ -10,8 +10,13 @@
 //! | [`FileSource`] | a file with the key, or two with its halves, such as a mounted Kubernetes Secret | every 5 s |
 //! | `DotenvSource` (feature `dotenv`) | the key in a `.env` file | every 5 s |
 //! | `ProfileSource` (feature `profile`) | the key of a profile in fal's own `~/.fal/config.toml` | every 5 s |
+//! | `LoginSource` (feature `login`) | the login that `fal auth login` has left, renewed before it expires | every 8 s |
 //! | [`from_fn`] | what an async closure returns: a key from Vault or from a cloud's secret manager | at the interval that you give |
 //! | [`ChainSource`] | the first of several sources that has a credential; [`fal_default`](ChainSource::fal_default) is where fal's own tools look | at the shortest interval of its sources |
+//!
+//! [`CredentialStore::from_default`](crate::CredentialStore::from_default) is a store over what fal's own tools would use.
+//! [`from_env`](crate::CredentialStore::from_env) and [`fixed`](crate::CredentialStore::fixed) need no runtime and never
+//! load again.
 //!
 //! ```
 //! use std::time::Duration;
