@@ -6,7 +6,7 @@
 //!     -H x-fal-target-url:https://fal.run/fal-ai/flux/dev http://127.0.0.1:3000/api/fal/proxy
 //! ```
 //!
-//! In the browser that is `fal.config({ proxyUrl: "/api/fal/proxy" })`. The example `proxy` is a whole server, which can be
+//! In the browser that is `fal.config({ proxyUrl: "/api/fal/proxy" })`. The example `proxy` is a server that can be
 //! deployed as it is.
 
 #![forbid(unsafe_code)]
@@ -25,6 +25,8 @@ use tower::ServiceBuilder;
 use tower_fal::{Credential, CredentialStore, error::BoxError, mock::MockFal, proxy::FalProxy, source::EnvSource};
 
 mod terminal;
+
+const HEADERS: &str = "-H content-type:application/json -H x-fal-target-url:https://fal.run/fal-ai/flux/dev";
 
 /// An axum app with a route of its own, and with fal's proxy at /api/fal/proxy for pages of this machine.
 ///
@@ -51,7 +53,11 @@ async fn main() -> ExitCode {
         let app = Router::new().route("/", get(async || "a page of your own\n")).merge(proxy);
 
         let listener = TcpListener::bind(listen).await?;
-        println!("listening on http://{}", listener.local_addr()?);
+        let url = format!("http://{}", listener.local_addr()?);
+        println!("listening on {url}");
+        if demo {
+            println!(r#"try: curl -d '{{"prompt":"a lighthouse"}}' {HEADERS} {url}/api/fal/proxy"#);
+        }
         // Without this, the small events of a stream wait for 40 ms.
         let listener = listener.tap_io(|tcp| drop(tcp.set_nodelay(true)));
         axum::serve(listener, app).await?;
@@ -60,8 +66,8 @@ async fn main() -> ExitCode {
     .await
 }
 
-/// What may be called, and by whom: here by everyone who calls the server by a name of this machine, such as `localhost`.
-/// Your own app has a login, and asks it with [`authenticate`](FalProxy::authenticate).
+/// What may be called, and by whom: here by everyone who names this machine, such as by `localhost`. Your own app has a
+/// login, and asks it with [`authenticate`](FalProxy::authenticate).
 fn with_options<S>(proxy: FalProxy<S>) -> Result<FalProxy<S>, BoxError> {
     Ok(proxy.allow_endpoint("fal-ai/flux/**")?.max_in_flight(8).allow_anonymous())
 }
