@@ -38,7 +38,9 @@
 //!
 //! async fn draw(State(fal): State<FalClient>, input: Bytes) -> Result<impl IntoResponse, FalAuthError> {
 //!     let request = Request::post("https://fal.run/fal-ai/flux/dev").body(Full::new(input)).unwrap_or_default();
-//!     Ok(fal.oneshot(request).await?.map(axum::body::Body::new))
+//!     let answer = fal.oneshot(request).await?;
+//!     // Not fal's headers: `x-fal-cdn-token` is a secret of your account.
+//!     Ok((answer.status(), axum::body::Body::new(answer.into_body())))
 //! }
 //! # fn app(fal: FalClient) -> axum::Router {
 //! axum::Router::new().route("/draw", axum::routing::post(draw)).with_state(fal)
