@@ -1,9 +1,12 @@
 //! Under which names the server may be called. A page of any site can send requests to a server on its visitor's machine
 //! once its own domain leads there (DNS rebinding), and only the `host` of such a request tells.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
-use http::{HeaderValue, StatusCode, header::HOST, request::Parts, uri::Authority};
+use http::{StatusCode, header::HOST, request::Parts};
 
 use crate::{answer::Answer, pattern::InvalidPattern};
 
@@ -26,10 +29,7 @@ impl Hosts {
             self.names = Some(Names::Every);
             return Ok(());
         }
-        let authority = Authority::try_from(name).ok().filter(|authority| authority.as_str() == authority.host());
-        // A `*` is a character of hosts to `Authority`, and no request has it.
-        let authority = authority.filter(|_| !name.contains('*'));
-        let name = authority.ok_or(INVALID)?.host().to_ascii_lowercase();
+        let name = read(name).filter(|host| *host == name).ok_or(INVALID)?.to_ascii_lowercase();
         self.names = Some(match &self.names {
             None => Names::These([name].into()),
             Some(Names::These(names)) => Names::These(names.iter().cloned().chain([name]).collect()),
@@ -43,8 +43,9 @@ impl Hosts {
     pub(super) fn check(&self, head: &Parts, anonymous: bool) -> Result<(), Answer> {
         let mut in_headers = head.headers.get_all(HOST).iter();
         let header = match (in_headers.next(), in_headers.next()) {
-            (header, None) => header.map(read).transpose()?,
-            (_, Some(_)) => return Err(MALFORMED),
+            (Some(header), None) => Some(header.to_str().ok().and_then(read).ok_or(MALFORMED)?),
+            (None, _) => None,
+            (Some(_), Some(_)) => return Err(MALFORMED),
         };
         let names = match &self.names {
             Some(Names::Every) => return Ok(()),
@@ -53,17 +54,22 @@ impl Hosts {
             None => return Ok(()),
         };
         let is_ours = |host: &str| is_local(host) || names.iter().any(|name| host.eq_ignore_ascii_case(name));
-        let named = [head.uri.authority(), header.as_ref()];
-        let mut hosts = named.iter().flatten().map(|authority| authority.host()).peekable();
+        let in_uri = head.uri.authority().map(|authority| authority.host());
+        let mut hosts = in_uri.into_iter().chain(header).peekable();
         if hosts.peek().is_some() && hosts.all(is_ours) { Ok(()) } else { Err(FOREIGN) }
     }
 }
 
-fn read(header: &HeaderValue) -> Result<Authority, Answer> {
-    let authority = Authority::try_from(header.as_bytes()).map_err(|_| MALFORMED)?;
-    // `Authority` takes a user name, and anything for a port.
-    let port = authority.as_str().strip_prefix(authority.host()).ok_or(MALFORMED)?;
-    if port.is_empty() || authority.port_u16().is_some() { Ok(authority) } else { Err(MALFORMED) }
+/// The host of a `host` header, with or without a port behind it: a name, or an address (RFC 9110, 7.2).
+fn read(header: &str) -> Option<&str> {
+    let end = if header.starts_with('[') { header.find(']')? + 1 } else { header.find(':').unwrap_or(header.len()) };
+    let (host, port) = header.split_at(end);
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)),
+    };
+    let is_port = |digits: &str| digits.bytes().all(|digit| digit.is_ascii_digit()) && digits.parse::<u16>().is_ok();
+    (is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))).then_some(host)
 }
 
 fn is_local(host: &str) -> bool {
@@ -93,10 +99,38 @@ mod tests {
 
     #[test]
     fn a_name_is_a_host_without_a_scheme_and_a_port() {
-        for name in ["https://a.example", "a.example:80", "", "a b", "user@a.example", "*.a.example"] {
+        for name in [
+            "https://a.example",
+            "a.example:80",
+            "a.example:",
+            "",
+            "a b",
+            "user@a.example",
+            "*.a.example",
+            "[a.example]",
+        ] {
             assert!(Hosts::default().allow(name).is_err(), "{name}");
         }
         assert!(Hosts::default().allow("[2001:db8::1]").is_ok());
+    }
+
+    #[test]
+    fn a_header_is_a_host_and_at_most_a_port() {
+        for (header, host) in [
+            ("a.example", "a.example"),
+            ("A.example:8080", "A.example"),
+            ("127.0.0.1:65535", "127.0.0.1"),
+            ("[::1]", "[::1]"),
+            ("[::1]:80", "[::1]"),
+        ] {
+            assert_eq!(read(header), Some(host), "{header}");
+        }
+        for header in [
+            "", ":80", "a:", "a:+1", "a:65536", "a:80:80", "a,b", "a b", "user@a", "a/b", "a%2eb", "::1", "[::1", "[]",
+            "[a]", "[::1]a", "[::1]]",
+        ] {
+            assert_eq!(read(header), None, "{header}");
+        }
     }
 
     #[test]
