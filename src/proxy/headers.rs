@@ -31,7 +31,7 @@ const CAN_DISABLE_FILTER: HeaderName = HeaderName::from_static("x-app-fal-can-di
 /// Asks that no other model takes the place of one that fails.
 ///
 /// Source: fal's documentation, "Platform Headers".
-const DISABLE_FALLBACK: HeaderName = HeaderName::from_static("x-app-fal-disable-fallback");
+static DISABLE_FALLBACK: HeaderName = HeaderName::from_static("x-app-fal-disable-fallback");
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -39,11 +39,14 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// Who sends our requests.
 const OURS: HeaderValue = HeaderValue::from_static(concat!("tower-fal/", env!("CARGO_PKG_VERSION")));
 
+// The lists are statics: a constant of names is made anew, and dropped, wherever it is looked at.
+
 /// What is for one connection only: RFC 9110, 7.6.1.
-const HOP_BY_HOP: [HeaderName; 7] = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+static HOP_BY_HOP: [HeaderName; 7] =
+    [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
 
 /// What no client may send to fal, besides [`HOP_BY_HOP`].
-const NEVER_SENT: [HeaderName; 12] = [
+static NEVER_SENT: [HeaderName; 12] = [
     AUTHORIZATION,
     PROXY_AUTHORIZATION,
     COOKIE,
@@ -63,7 +66,7 @@ const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
 
 /// What does not come back, besides [`HOP_BY_HOP`]: secrets, and what is about fal's own host, which a browser would take
 /// to be about this server's. The last one is ours, by which our answers are told from fal's.
-const NEVER_RETURNED: [HeaderName; 8] = [
+static NEVER_RETURNED: [HeaderName; 8] = [
     SET_COOKIE,
     CDN_TOKEN,
     WWW_AUTHENTICATE,
@@ -131,9 +134,8 @@ impl Forwarded {
 /// Whether a name is one of those, or some server may take it for one: with CGI and WSGI, `x-fal-user_id` and
 /// `x-fal-user-id` are the same.
 fn is_never_sent(name: &HeaderName) -> bool {
-    let with_hyphens = name.as_str().contains('_').then(|| name.as_str().replace('_', "-"));
-    let name = with_hyphens.as_deref().unwrap_or(name.as_str());
-    NEVER_SENT.iter().any(|never| never == name)
+    let is_one = |name: &str| NEVER_SENT.iter().any(|never| never.as_str() == name);
+    NEVER_SENT.contains(name) || (name.as_str().contains('_') && is_one(&name.as_str().replace('_', "-")))
 }
 
 /// Says whose request it is.
@@ -247,7 +249,7 @@ mod tests {
         let of =
             [("x-custom", "a"), ("x-fal-queue-priority", "low"), ("accept", "b"), ("content-type", "application/json")];
         assert_eq!(sent(&only, &of), ["x-custom: a", "content-type: application/json"]);
-        for name in NEVER_SENT.into_iter().chain(HOP_BY_HOP) {
+        for name in NEVER_SENT.iter().chain(&HOP_BY_HOP) {
             assert!(Forwarded::these([name.clone()]).is_err(), "{name}");
         }
         assert!(Forwarded::these([HeaderName::from_static("x-fal-user_id")]).is_err());
