@@ -7,54 +7,42 @@ const LONGEST_COPY: usize = 512;
 /// The head of a request, kept for another attempt.
 ///
 /// Hardly any request is sent again, so this is cheap to make and to drop. A clone of a [`HeaderMap`] counts the references to
-/// each value, and often has to allocate the counter; here the headers are copied into one buffer, and only another
+/// each value, and often has to allocate the counter; here the headers are written into one buffer, and only another
 /// attempt makes a map of them.
 pub(crate) struct Head {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
     version: Version,
-    fields: Vec<Field>,
-    /// Of each field the name, and the value if it is copied; one after the other.
-    bytes: Vec<u8>,
+    /// A line for each field as HTTP/1.1 has it, `name:value`. No name has a colon in it, and no value the end of a line.
+    /// A line without a colon is that of a value which is shared.
+    lines: Vec<u8>,
+    /// The long values; and the sensitive ones, as their buffers may be wiped.
+    shared: Vec<HeaderValue>,
     pub(crate) extensions: Extensions,
-}
-
-struct Field {
-    name_length: usize,
-    value: Value,
-}
-
-enum Value {
-    /// Its length.
-    Copied(usize),
-    /// A long one; and a sensitive one, as its buffer may be one that is wiped.
-    Shared(HeaderValue),
 }
 
 impl Head {
     pub(crate) fn keep(head: &Parts) -> Self {
-        let length = |(name, value): (&HeaderName, &HeaderValue)| {
-            name.as_str().len() + if is_copied(value) { value.len() } else { 0 }
-        };
-        let mut bytes = Vec::with_capacity(head.headers.iter().map(length).sum());
-        let mut fields = Vec::with_capacity(head.headers.len());
+        let length =
+            |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + LONGEST_COPY.min(value.len()) + 2;
+        let mut lines = Vec::with_capacity(head.headers.iter().map(length).sum());
+        let mut shared = Vec::new();
         for (name, value) in &head.headers {
-            bytes.extend_from_slice(name.as_str().as_bytes());
-            let name_length = name.as_str().len();
-            let value = if is_copied(value) {
-                bytes.extend_from_slice(value.as_bytes());
-                Value::Copied(value.len())
+            lines.extend_from_slice(name.as_str().as_bytes());
+            if value.is_sensitive() || value.len() > LONGEST_COPY {
+                shared.push(value.clone());
             } else {
-                Value::Shared(value.clone())
-            };
-            fields.push(Field { name_length, value });
+                lines.push(b':');
+                lines.extend_from_slice(value.as_bytes());
+            }
+            lines.push(b'\n');
         }
         Self {
             method: head.method.clone(),
             uri: head.uri.clone(),
             version: head.version,
-            fields,
-            bytes,
+            lines,
+            shared,
             extensions: head.extensions.clone(),
         }
     }
@@ -71,25 +59,24 @@ impl Head {
     }
 
     fn headers(&self) -> HeaderMap {
-        let mut bytes = Bytes::copy_from_slice(&self.bytes);
         let mut headers = HeaderMap::new();
-        for field in &self.fields {
-            let name = HeaderName::from_bytes(&bytes.split_to(field.name_length));
-            let value = match &field.value {
-                Value::Copied(length) => HeaderValue::from_maybe_shared(bytes.split_to(*length)),
-                Value::Shared(value) => Ok(value.clone()),
+        let mut shared = self.shared.iter();
+        let lines = Bytes::copy_from_slice(&self.lines);
+        for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let (name, value) = match line.iter().position(|byte| *byte == b':') {
+                Some(colon) => {
+                    let value = lines.slice_ref(&line[colon + 1..]);
+                    (&line[..colon], HeaderValue::from_maybe_shared(value).ok())
+                }
+                None => (line, shared.next().cloned()),
             };
             // What was valid in one map is so in another.
-            if let (Ok(name), Ok(value)) = (name, value) {
+            if let (Ok(name), Some(value)) = (HeaderName::from_bytes(name), value) {
                 headers.append(name, value);
             }
         }
         headers
     }
-}
-
-fn is_copied(value: &HeaderValue) -> bool {
-    !value.is_sensitive() && value.len() <= LONGEST_COPY
 }
 
 #[cfg(test)]
@@ -129,7 +116,7 @@ mod tests {
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("*/*"));
         let head = request.into_parts().0;
         let kept = Head::keep(&head);
-        assert_eq!(kept.bytes, b"authorizationaccept*/*");
+        assert_eq!(kept.lines, b"authorization\naccept:*/*\n");
         let again = kept.request(()).into_parts().0;
         assert_eq!(again.headers, head.headers);
         assert!(again.headers[AUTHORIZATION].is_sensitive());
