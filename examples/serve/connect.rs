@@ -41,9 +41,9 @@ impl Connect {
     /// The connector of a client. It speaks plain http too: the origins decide where a key goes.
     pub(crate) fn connector(&self, http2: bool) -> Result<Connector, BoxError> {
         if let Some(HostAndPort(to)) = &self.connect_to_http {
-            return Ok(Connector::plain(to.clone()));
+            return Ok(Connector::plain(to));
         }
-        let to = self.connect_to.as_ref().map_or(To::Itself, |HostAndPort(to)| To::One(to.clone()));
+        let to = self.connect_to.as_ref().map_or(To::Itself, |HostAndPort(to)| To::One(Arc::new(to.clone())));
         let https = HttpsConnectorBuilder::new().with_tls_config(self.tls()?).https_or_http().enable_http1();
         let tcp = ConnectTo { tcp: tcp(), to };
         Ok(Connector::Tls(if http2 { https.enable_http2().wrap_connector(tcp) } else { https.wrap_connector(tcp) }))
@@ -79,8 +79,8 @@ pub(crate) enum Connector {
 }
 
 impl Connector {
-    fn plain(to: Uri) -> Self {
-        Self::Plain(ConnectTo { tcp: tcp(), to: To::One(to) })
+    fn plain(to: &Uri) -> Self {
+        Self::Plain(ConnectTo { tcp: tcp(), to: To::One(Arc::new(to.clone())) })
     }
 
     /// In clear, to the first of these origins whose host begins so.
@@ -122,7 +122,7 @@ pub(crate) struct ConnectTo {
 #[derive(Clone)]
 enum To {
     Itself,
-    One(Uri),
+    One(Arc<Uri>),
     ByHost(Arc<[(&'static str, Uri)]>),
 }
 
@@ -140,7 +140,7 @@ impl Service<Uri> for ConnectTo {
         let to = match &self.to {
             _ if url.scheme_str() != Some("https") => None,
             To::Itself => None,
-            To::One(to) => Some(to.clone()),
+            To::One(to) => Some(Uri::clone(to)),
             To::ByHost(origins) => origins.iter().find(|(of, _)| host.starts_with(of)).map(|(_, to)| to.clone()),
         };
         self.tcp.call(to.unwrap_or(url))
