@@ -22,6 +22,8 @@ use crate::{
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(60 * 60);
+/// The longest wait before a source is asked again, which is a minute and a fifth. Timers round up.
+const LONGEST_WAIT: Duration = Duration::from_millis(72_002);
 
 /// Brings tokens, and keeps the time: its wall clock follows Tokio's, which a test pauses.
 #[derive(Clone)]
@@ -201,7 +203,7 @@ async fn a_source_with_an_expired_token_is_asked_less_and_less() {
 
     issuer.brings(Brings::Fresh(HOUR));
     let loads = issuer.loads();
-    tokio::time::sleep(72 * SECOND).await;
+    tokio::time::sleep(LONGEST_WAIT).await;
     assert_eq!((store.generation().get(), issuer.loads()), (2, loads + 1));
     tokio::time::sleep(Duration::from_secs(3200)).await;
     assert_eq!(issuer.loads(), loads + 1);
@@ -229,7 +231,7 @@ async fn a_failed_refresh_is_tried_again_also_without_an_interval() {
     assert_eq!(store.status().last_error.unwrap().kind(), SourceErrorKind::NotFound);
 
     issuer.brings(Brings::Fresh(HOUR));
-    tokio::time::sleep(72 * SECOND).await;
+    tokio::time::sleep(LONGEST_WAIT).await;
     assert_eq!((store.generation().get(), store.status().consecutive_failures), (2, 0));
 }
 
@@ -240,7 +242,7 @@ async fn tokens_that_come_expired_are_asked_for_less_and_less_often() {
     tokio::time::sleep(HOUR).await;
     assert_doubling(&issuer.gaps(1));
     issuer.brings(Brings::Fresh(HOUR));
-    tokio::time::sleep(72 * SECOND).await;
+    tokio::time::sleep(LONGEST_WAIT).await;
     assert!(!store.load().credential().is_expired_at(issuer.now()));
 }
 
