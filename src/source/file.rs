@@ -486,11 +486,19 @@ mod tests {
         }
     }
 
+    /// Writes to a file that is never old enough to be at rest, however long this thread is stopped before the file is
+    /// read: its time is in the future.
+    fn write_just_now(path: &Path, content: impl AsRef<[u8]>) {
+        fs::write(path, content).unwrap();
+        let time = std::time::SystemTime::now() + Duration::from_secs(60 * 60);
+        fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn half_a_secret_is_not_taken_while_it_is_being_written() {
         let directory = directory();
         let path = directory.path().join("key");
-        fs::write(&path, "id:half-of-a-").unwrap();
+        write_just_now(&path, "id:half-of-a-");
         let source = FileSource::new(&path);
         let load = tokio::spawn({
             let source = source.clone();
@@ -532,13 +540,13 @@ mod tests {
     async fn a_file_that_changes_at_each_look_is_an_error() {
         let directory = directory();
         let path = directory.path().join("key");
-        fs::write(&path, "id:").unwrap();
+        write_just_now(&path, "id:");
         let source = FileSource::new(&path);
         let write = async {
             loop {
                 let mut content = fs::read(&path).unwrap();
                 content.push(b'y');
-                fs::write(&path, content).unwrap();
+                write_just_now(&path, content);
                 tokio::time::sleep(SETTLE / 2).await;
             }
         };

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::FutureExt as _;
@@ -47,6 +47,14 @@ impl KeyFile {
 
     fn write(&self, content: impl AsRef<[u8]>) {
         fs::write(&self.path, content).unwrap();
+    }
+
+    /// More of the content, or the beginning of it if the file is empty. The file is never old enough to be at rest,
+    /// however long this thread is stopped before the file is read: its time is in the future.
+    fn write_on(&self, more: impl AsRef<[u8]>) {
+        let mut file = OpenOptions::new().append(true).open(&self.path).unwrap();
+        file.write_all(more.as_ref()).unwrap();
+        file.set_modified(SystemTime::now() + Duration::from_secs(60 * 60)).unwrap();
     }
 
     fn rename_over(&self, content: impl AsRef<[u8]>) {
@@ -151,10 +159,11 @@ async fn a_reader_between_truncate_and_write_keeps_the_old_key() {
 async fn a_file_that_is_being_written_keeps_the_old_key() {
     let file = KeyFile::new();
     let store = file.store().await;
-    file.write("id-2:");
+    file.write("");
+    file.write_on("id-2:");
     let trickle = async {
         for byte in "secret-of-id-2\n".repeat(3).bytes() {
-            OpenOptions::new().append(true).open(&file.path).unwrap().write_all(&[byte]).unwrap();
+            file.write_on([byte]);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -172,11 +181,12 @@ async fn a_file_that_is_being_written_keeps_the_old_key() {
 async fn a_change_of_the_mode_between_two_writes_is_no_end() {
     let file = KeyFile::new();
     let store = file.store().await;
-    file.write("id-2:secret-");
+    file.write("");
+    file.write_on("id-2:secret-");
     fs::set_permissions(&file.path, Permissions::from_mode(0o600)).unwrap();
     let write_the_rest = async {
         tokio::time::sleep(Duration::from_millis(58)).await;
-        OpenOptions::new().append(true).open(&file.path).unwrap().write_all(b"of-id-2").unwrap();
+        file.write_on("of-id-2");
     };
     let (reloaded, ()) = tokio::join!(store.reload(), write_the_rest);
     assert!(matches!(reloaded, Ok(Reloaded::Changed(_))));

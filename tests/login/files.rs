@@ -1,4 +1,8 @@
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use tower_fal::{
     CredentialStore,
@@ -139,6 +143,9 @@ async fn a_half_written_file_is_waited_for() {
     let world = World::with_access(60 * MINUTE);
     let text = world.server.log_in_with_access(60 * MINUTE);
     world.write(&text[..text.len() / 2]);
+    // It is never old enough to be at rest, however long this thread is stopped before the file is read.
+    let soon = SystemTime::now() + 60 * MINUTE;
+    fs::File::options().write(true).open(world.path()).unwrap().set_modified(soon).unwrap();
     let source = world.source();
     let loading = tokio::spawn(async move { load(&source).await });
     tokio::time::sleep(Duration::from_millis(50)).await;
