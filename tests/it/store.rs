@@ -27,7 +27,7 @@ use tower_fal::{
 };
 use tracing::subscriber::DefaultGuard;
 
-use crate::support::{Says, Script, bearer_until, current, key, key_text, status_where};
+use crate::support::{Says, Script, bearer_until, current, keep_events_enabled, key, key_text, status_where};
 
 const SECOND: Duration = Duration::from_secs(1);
 const FIVE: Duration = Duration::from_secs(5);
@@ -656,6 +656,7 @@ struct Lines(Arc<Mutex<Vec<u8>>>);
 impl Lines {
     /// Collects the events of this thread until the guard is dropped.
     fn collect(&self) -> DefaultGuard {
+        keep_events_enabled();
         let lines = self.clone();
         let writer = tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(move || lines.clone());
         tracing::subscriber::set_default(writer.finish())

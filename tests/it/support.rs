@@ -226,6 +226,15 @@ fn symlink(to: PathBuf, at: &Path) {
     std::os::unix::fs::symlink(to, at).unwrap();
 }
 
+/// Whoever collects events calls this before it makes its dispatcher.
+///
+/// With one dispatcher alone, `tracing` asks the thread that reaches an event first whether it is enabled. This may be
+/// another test's thread, which has no subscriber: the event would be switched off for all threads.
+pub(crate) fn keep_events_enabled() {
+    static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(Events::default()));
+    LazyLock::force(&SECOND);
+}
+
 /// What `tracing` was told: events, new spans, and what was recorded in a span later.
 #[derive(Clone, Default)]
 pub(crate) struct Events(Arc<Mutex<Vec<Entry>>>);
@@ -242,10 +251,7 @@ pub(crate) struct Entry {
 impl Events {
     /// A dispatcher that records here.
     pub(crate) fn dispatch(&self) -> Dispatch {
-        // With one dispatcher alone, `tracing` asks the thread that reaches an event first whether it is enabled. This
-        // may be another test's thread, which has no subscriber: the event would be switched off for all threads.
-        static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(Events::default()));
-        LazyLock::force(&SECOND);
+        keep_events_enabled();
         Dispatch::new(self.clone())
     }
 

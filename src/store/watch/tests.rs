@@ -2,7 +2,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Mutex,
+        LazyLock, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -32,6 +32,11 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     fn collect(&self) -> tracing::subscriber::DefaultGuard {
+        // With one dispatcher alone, `tracing` asks the thread that reaches an event first whether it is enabled. This may
+        // be another test's thread, which has no subscriber: the event would be switched off for all threads.
+        static SECOND: LazyLock<tracing::Dispatch> =
+            LazyLock::new(|| tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish()));
+        LazyLock::force(&SECOND);
         let log = self.clone();
         tracing::subscriber::set_default(tracing_subscriber::fmt().with_writer(move || log.clone()).finish())
     }
