@@ -28,12 +28,12 @@ const MAX_LENGTH: usize = 8 * 1024;
 /// The query parameter that lets fal send the result of a request to a URL.
 ///
 /// Source: fal's documentation, "Webhooks".
-const WEBHOOK: &[u8] = b"fal_webhook";
+const WEBHOOK: &str = "fal_webhook";
 
 /// The query parameter with a realtime token, which takes the place of the credential.
 ///
 /// Source: `@fal-ai/client` 1.10.1 (`realtime.ts`).
-const JWT: &[u8] = b"fal_jwt_token";
+const JWT: &str = "fal_jwt_token";
 
 /// All targets that are allowed by default: running models, the queue, and the calls that begin an upload.
 ///
@@ -261,11 +261,13 @@ impl Targets {
         for (name, value) in pairs {
             let name = name.trim_matches(|character: char| character.is_whitespace() || character.is_control());
             // Some readers take `name[]` for one more value of `name`.
-            let name = name.split_once('[').map_or(name, |(name, _)| name).as_bytes();
-            if name.eq_ignore_ascii_case(JWT) {
+            let name = name.split_once('[').map_or(name, |(name, _)| name);
+            // Not in ASCII only: to some readers the sign of the kelvin is a `k` in another case.
+            let is = |known: &str| name.chars().flat_map(char::to_lowercase).eq(known.chars());
+            if is(JWT) {
                 return Err(TOKEN_IN_QUERY);
             }
-            webhooks_are_allowed &= !name.eq_ignore_ascii_case(WEBHOOK) || self.admits_webhook(&value);
+            webhooks_are_allowed &= !is(WEBHOOK) || self.admits_webhook(&value);
         }
         Ok(webhooks_are_allowed)
     }
@@ -300,7 +302,14 @@ fn judge_authority(authority: &str) -> Result<&str, Answer> {
     if port.is_some_and(|port| port != b"443") {
         return Err(PORT);
     }
-    if is_host_name(host) { Ok(&authority[..host.len()]) } else { Err(HOST) }
+    if is_host_name(host) && !has_punycode(host) { Ok(&authority[..host.len()]) } else { Err(HOST) }
+}
+
+/// Whether a label stands for characters that are not ASCII. No host of fal's has one, some readers see look-alikes there,
+/// and others refuse it.
+fn has_punycode(host: &[u8]) -> bool {
+    let mut labels = host.split(|byte| *byte == b'.');
+    labels.any(|label| label.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"xn--")))
 }
 
 /// The host and the port, if there is one.
@@ -566,7 +575,8 @@ mod tests {
             ("https://0x7f.1/x", "target_host"),
             ("https://[::1]/x", "target_host"),
             ("https://fаl.run/x", "target_characters"),
-            ("https://xn--fl-8kc.run/x", "target"),
+            ("https://xn--fl-8kc.run/x", "target_host"),
+            ("https://XN--uc.fal.run/x", "target_host"),
             ("https://fal\t.run/x", "target_characters"),
             ("https://fal.run/\u{7f}", "target_characters"),
             ("https://FAL.RUN%2eevil.com/x", "target_host"),
@@ -700,6 +710,7 @@ mod tests {
             "+fal_webhook+=https://evil.com",
             "fal_webhook[]=https://evil.com",
             "fal_webhook%5B0%5D=https://evil.com",
+            "fal_webhoo%E2%84%AA=https://evil.com",
             "a=b;fal_webhook=https://evil.com",
             "a;fal%5fwebhook=https://evil.com&b",
             "fal_webhook=https://app.example/&fal_webhook=https://evil.com",
@@ -729,7 +740,13 @@ mod tests {
 
     #[test]
     fn a_token_has_no_place_in_a_query() {
-        for query in ["fal_jwt_token=x", "a=b&FAL_JWT%5ftoken=x", "a;fal_jwt_token=x", "fal_jwt_token"] {
+        for query in [
+            "fal_jwt_token=x",
+            "a=b&FAL_JWT%5ftoken=x",
+            "a;fal_jwt_token=x",
+            "fal_jwt_token",
+            "fal_jwt_to%E2%84%AAen=x",
+        ] {
             assert_eq!(rule(&default(), &format!("https://fal.run/a/b?{query}")), Err("target_token"), "{query}");
         }
     }
