@@ -69,7 +69,7 @@ impl Caller {
     /// server allows.
     ///
     /// # Errors
-    /// When one of them cannot be a pattern, or has one segment only, so that it covers no endpoint.
+    /// When one of them cannot be a pattern, or is so short that it covers no endpoint.
     pub fn endpoints<T: AsRef<str>>(mut self, patterns: impl IntoIterator<Item = T>) -> Result<Self, InvalidPattern> {
         self.endpoints = Some(Endpoints::parse(patterns)?);
         Ok(self)

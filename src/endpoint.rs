@@ -18,9 +18,14 @@ impl Endpoints {
     pub(crate) fn parse<T: AsRef<str>>(patterns: impl IntoIterator<Item = T>) -> Result<Self, InvalidPattern> {
         let parse = |pattern: T| match Segments::parse(pattern.as_ref(), '/')? {
             // Each endpoint has an owner and an app, so this would cover none.
-            segments if segments.is_one() => Err(InvalidPattern::new(
-                "has one segment only: write owner/app, owner/** for all of an owner, or ** for all",
+            segments if !segments.has_any() && split_app(&segments.example('/')).is_none() => Err(InvalidPattern::new(
+                "is too short to cover any endpoint: write owner/app (workflows/owner/name, comfy/owner/name), owner/** \
+                 for all of an owner, or ** for all",
             )),
+            // Nor would this: an id has no slash at its end, and one in a target is not looked at.
+            _ if pattern.as_ref().ends_with('/') => {
+                Err(InvalidPattern::new("ends with a slash, which no endpoint does: write it without, or with /**"))
+            }
             segments => Ok(segments),
         };
         patterns.into_iter().map(parse).collect::<Result<_, _>>().map(Self)
@@ -36,7 +41,7 @@ impl Endpoints {
     /// `fal.stream(id)` goes.
     pub(crate) fn covers(&self, endpoint: &str) -> bool {
         let endpoint = endpoint.strip_suffix('/').unwrap_or(endpoint);
-        let without_stream = endpoint.strip_suffix("/stream");
+        let without_stream = endpoint.strip_suffix("/stream").filter(|endpoint| split_app(endpoint).is_some());
         self.0.iter().any(|pattern| {
             pattern.matches(endpoint, b'/') || without_stream.is_some_and(|endpoint| pattern.matches(endpoint, b'/'))
         })
@@ -77,6 +82,21 @@ mod tests {
     }
 
     #[test]
+    fn the_name_of_a_workflow_is_no_stream() {
+        for (pattern, endpoint, covers) in [
+            ("workflows/me/cats", "workflows/me/cats/stream", true),
+            ("workflows/me/stream", "workflows/me/stream", true),
+            ("workflows/me/stream", "workflows/me/stream/stream", true),
+            ("workflows/me/cats", "workflows/me/stream", false),
+            ("*/me", "workflows/me/stream", false),
+            ("*/me", "comfy/me/stream", false),
+            ("*/me", "fal-ai/me/stream", true),
+        ] {
+            assert_eq!(Endpoints::parse([pattern]).unwrap().covers(endpoint), covers, "{pattern} {endpoint}");
+        }
+    }
+
+    #[test]
     fn an_app_is_covered_by_any_of_its_endpoints() {
         let endpoints = Endpoints::parse(["fal-ai/flux/dev", "workflows/acme/cats/**", "acme/**"]).unwrap();
         for app in ["fal-ai/flux", "workflows/acme/cats", "acme/anything"] {
@@ -105,8 +125,22 @@ mod tests {
 
     #[test]
     fn what_names_no_endpoint_is_refused() {
-        assert!(Endpoints::parse(["**"]).unwrap().covers("fal-ai/flux"));
-        for pattern in ["", "/fal-ai/flux", "fal-ai//flux", "fal-ai/flux**", "flux", "*", "fal-*"] {
+        for pattern in ["**", "fal-ai/**", "**/flux", "*/flux"] {
+            assert!(Endpoints::parse([pattern]).unwrap().covers("fal-ai/flux"), "{pattern}");
+        }
+        assert!(Endpoints::parse(["workflows/**"]).unwrap().covers("workflows/me/cats"));
+        for pattern in [
+            "",
+            "/fal-ai/flux",
+            "fal-ai//flux",
+            "fal-ai/flux**",
+            "flux",
+            "*",
+            "fal-*",
+            "workflows/me",
+            "comfy/*",
+            "fal-ai/flux/",
+        ] {
             assert!(Endpoints::parse([pattern]).is_err(), "{pattern}");
         }
     }

@@ -36,11 +36,6 @@ enum Segment {
 }
 
 impl Segments {
-    /// Whether only a text without a separator matches.
-    pub(crate) fn is_one(&self) -> bool {
-        matches!(&*self.0, [Segment::Literal(_) | Segment::Parts(_)])
-    }
-
     /// Reads a pattern. A slash at its end makes an empty last segment, which is matched by a slash at the end.
     pub(crate) fn parse(text: &str, separator: char) -> Result<Self, InvalidPattern> {
         let mut segments: Vec<_> = text.split(separator).map(Segment::parse).collect::<Result<_, _>>()?;

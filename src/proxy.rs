@@ -289,7 +289,7 @@ impl<S> FalProxy<S> {
     /// app only, so that `fal-ai/flux/dev` is followed at `fal-ai/flux/requests/…`.
     ///
     /// # Errors
-    /// When it cannot be a pattern, or has one segment only, so that it covers no endpoint.
+    /// When it cannot be a pattern, or is so short that it covers no endpoint.
     pub fn allow_endpoint(mut self, pattern: &str) -> Result<Self, InvalidPattern> {
         let config = self.config();
         config.endpoints = Some(config.endpoints.clone().unwrap_or_default().and(pattern)?);

@@ -14,10 +14,10 @@ pub(crate) struct App(Arc<str>);
 
 impl App {
     /// # Errors
-    /// When the text is no path of two or more plain segments.
+    /// When the text is no path of two or more plain segments, three behind `workflows` or `comfy`.
     pub(crate) fn parse(text: &str) -> Result<Self, InvalidApp> {
         let app = Self::parse_any(text)?;
-        if app.0.contains('/') { Ok(app) } else { Err(InvalidApp::NoOwner) }
+        if split_app(&app.0).is_some() { Ok(app) } else { Err(InvalidApp::NoOwner) }
     }
 
     /// As [`parse`](Self::parse), but an alias alone, such as `flux`, is a name too.
@@ -49,10 +49,11 @@ impl App {
         app.rsplit_once('/').map_or(app, |(_, alias)| alias)
     }
 
-    /// The id of the endpoint: the name without the `/realtime` or `/stream` that clients put behind it.
+    /// The id of the endpoint: the name without the `/realtime` or `/stream` that clients put behind it. It may be the name
+    /// of the application itself, and is part of the id then.
     pub(crate) fn endpoint(&self) -> &str {
         let id = self.0.strip_suffix("/realtime").or_else(|| self.0.strip_suffix("/stream"));
-        id.filter(|id| id.contains('/')).unwrap_or(&self.0)
+        id.filter(|id| split_app(id).is_some()).unwrap_or(&self.0)
     }
 
     /// Whether a list of endpoints has it.
@@ -77,8 +78,8 @@ impl fmt::Display for App {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidApp {
-    /// There is no `/`.
-    #[error("the name of an application has an owner, as in `fal-ai/flux`")]
+    /// There is no `/`, or behind `workflows/` or `comfy/` no other one.
+    #[error("the name of an application has an owner, as in `fal-ai/flux` and `workflows/owner/name`")]
     NoOwner,
     /// A part between two `/` is empty, `.` or `..`.
     #[error(
@@ -126,8 +127,29 @@ mod tests {
         {
             assert!(!app(text).is_listed_as(&listed), "{text}");
         }
-        // The application of this name is not the endpoint of its owner.
-        assert_eq!(app("me/realtime").endpoint(), "me/realtime");
+    }
+
+    #[test]
+    fn the_name_of_an_application_is_no_suffix() {
+        for (text, endpoint) in [
+            ("me/cats/realtime", "me/cats"),
+            ("me/cats/stream", "me/cats"),
+            ("me/cats/dev/realtime", "me/cats/dev"),
+            ("me/realtime", "me/realtime"),
+            ("me/stream/realtime", "me/stream"),
+            ("workflows/me/realtime", "workflows/me/realtime"),
+            ("workflows/me/stream", "workflows/me/stream"),
+            ("workflows/me/cats/realtime", "workflows/me/cats"),
+            ("workflows/me/realtime/stream", "workflows/me/realtime"),
+            ("comfy/me/stream", "comfy/me/stream"),
+            ("comfy/me/cats/stream", "comfy/me/cats"),
+        ] {
+            assert_eq!(app(text).endpoint(), endpoint, "{text}");
+        }
+        assert!(!app("workflows/me/stream").is_listed_as(&app("workflows/me/realtime")));
+        assert!(app("workflows/me/realtime/stream").is_listed_as(&app("workflows/me/realtime")));
+        let of_me = Endpoints::parse(["workflows/me/realtime"]).unwrap();
+        assert!(app("workflows/me/realtime").is_in(&of_me) && !app("workflows/me/stream").is_in(&of_me));
     }
 
     #[test]
@@ -141,6 +163,8 @@ mod tests {
             ("a/../b", InvalidApp::Segment),
             ("a/./b", InvalidApp::Segment),
             ("flux", InvalidApp::NoOwner),
+            ("workflows/me", InvalidApp::NoOwner),
+            ("comfy/me", InvalidApp::NoOwner),
             ("a/b?c", InvalidApp::Character),
             ("a/b%2fc", InvalidApp::Character),
             ("a/b c", InvalidApp::Character),
