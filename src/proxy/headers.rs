@@ -157,7 +157,18 @@ pub(super) fn clean(answer: &mut HeaderMap) {
 }
 
 fn is_left_out(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(name) || NEVER_RETURNED.contains(name)
+    HOP_BY_HOP.contains(name) || NEVER_RETURNED.contains(name) || is_for_a_server_in_front(name.as_str())
+}
+
+/// Whether a header tells a CDN or a web server in front of this one what to do: to keep an answer, which our `no-store`
+/// would not undo (RFC 9213), or to send a file of its own in its place. That is not for an app of fal's to say.
+fn is_for_a_server_in_front(name: &str) -> bool {
+    let is_for_nginx = name.starts_with("x-accel-") && name != "x-accel-buffering";
+    let is_for_others = matches!(
+        name,
+        "surrogate-control" | "edge-control" | "x-sendfile" | "x-lighttpd-send-file" | "x-litespeed-location"
+    );
+    name.ends_with("-cache-control") || is_for_nginx || is_for_others
 }
 
 /// What a `connection` header names. Hardly any names more than what is hop-by-hop anyway.
@@ -282,6 +293,32 @@ mod tests {
         let mut left: Vec<_> = answer.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["content-encoding", "content-length", "content-type", "location", "x-fal-request-id"]);
+    }
+
+    #[test]
+    fn what_speaks_to_a_server_in_front_does_not_come_back() {
+        for name in [
+            "cdn-cache-control",
+            "cloudflare-cdn-cache-control",
+            "x-litespeed-cache-control",
+            "surrogate-control",
+            "edge-control",
+            "x-accel-expires",
+            "x-accel-redirect",
+            "x-sendfile",
+            "x-lighttpd-send-file",
+            "x-litespeed-location",
+        ] {
+            let mut answer = headers(&[(name, "a")]);
+            clean(&mut answer);
+            assert!(answer.is_empty(), "{name}");
+        }
+        // The last one has no meaning where nothing is kept.
+        for name in ["cache-control", "expires", "x-accel-buffering", "surrogate-key"] {
+            let mut answer = headers(&[(name, "a")]);
+            clean(&mut answer);
+            assert_eq!(answer.len(), 1, "{name}");
+        }
     }
 
     #[test]
