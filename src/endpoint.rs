@@ -16,7 +16,11 @@ pub(crate) struct Endpoints(Arc<[Segments]>);
 impl Endpoints {
     /// Reads patterns such as `fal-ai/flux/**`.
     pub(crate) fn parse<T: AsRef<str>>(patterns: impl IntoIterator<Item = T>) -> Result<Self, InvalidPattern> {
+        let is_of_none = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'\\' | b'#' | b'?');
         let parse = |pattern: T| match Segments::parse(pattern.as_ref(), '/')? {
+            _ if pattern.as_ref().bytes().any(is_of_none) => Err(InvalidPattern::new(
+                "has a character that no endpoint has: a blank, `\\`, `#`, `?`, or none of ASCII",
+            )),
             // Each endpoint has an owner and an app, so this would cover none.
             segments if !segments.has_any() && split_app(&segments.example('/')).is_none() => Err(InvalidPattern::new(
                 "is too short to cover any endpoint: write owner/app (workflows/owner/name, comfy/owner/name), owner/** \

@@ -37,7 +37,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, Request, Response};
+use http::{HeaderName, Request, Response, uri::PathAndQuery};
 use http_body::Body;
 use tower_layer::Layer as _;
 use tower_service::Service;
@@ -390,10 +390,16 @@ impl<S> FalProxy<S> {
     /// The path of the router that [`into_router`](Self::into_router) makes. Default: `/api/fal/proxy`.
     ///
     /// # Errors
-    /// When it does not begin with a slash, or has a `{`, `}` or `*` in it, or a `:` behind a slash.
+    /// When it does not begin with a slash, or has a `{`, `}` or `*` in it, or a `:` behind a slash, or what no path of a
+    /// request has, such as a blank or a `?`.
     pub fn path(mut self, path: &str) -> Result<Self, InvalidPattern> {
+        let is_whole = |read: PathAndQuery| read.path() == path;
         // axum's router panics at some of them.
-        if !path.starts_with('/') || path.contains(['{', '}', '*']) || path.contains("/:") {
+        if !path.starts_with('/')
+            || path.contains(['{', '}', '*'])
+            || path.contains("/:")
+            || !PathAndQuery::try_from(path).is_ok_and(is_whole)
+        {
             return Err(InvalidPattern::of("path", "cannot be that of a route: write it like `/api/fal/proxy`"));
         }
         self.path = path.into();
