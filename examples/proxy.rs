@@ -17,10 +17,10 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, clippy::print_stdout)] // an example is there to be read
 
-use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{env, num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use axum::http::{HeaderValue, Method};
-use clap::Parser;
+use axum::http::{HeaderValue, Method, Uri};
+use clap::{ArgAction, Parser, builder::BoolishValueParser};
 use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::Client,
@@ -57,6 +57,7 @@ mod terminal;
 /// needs none of these.
 #[derive(Parser)]
 #[command(mut_arg("max_connections", |argument| argument.default_value("10000")))]
+#[command(mut_arg("admin", |argument| argument.default_value("127.0.0.1:3001")))]
 #[command(mut_args(with_variable))]
 struct Arguments {
     /// The path of the proxy
@@ -80,7 +81,7 @@ struct Arguments {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     allow_host: Vec<String>,
     /// An origin whose pages may call the server, such as https://app.example.com; `*` is any. It may be repeated
-    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
     allow_origin: Vec<HeaderValue>,
     /// One more target besides the default ones, such as 'ws.fal.run/**'. It may be repeated
     #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
@@ -102,10 +103,10 @@ struct Arguments {
     #[arg(long, value_name = "N")]
     max_in_flight: Option<NonZeroUsize>,
     /// How long fal's answer may take to begin. Without this option there is no limit, as models take minutes
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
     first_byte_timeout: Option<Duration>,
     /// Speak HTTP/2 with fal, where fal does
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["demo", "connect_to_http"])]
     http2: bool,
     /// Write a line for each request to the log: an id, the method, the host and the path of the target, the status. Without
     /// this option the log tells of failures only
@@ -121,11 +122,32 @@ struct Arguments {
     listener: Listener,
 }
 
-/// The environment variable of an option, which `--help` shows.
+/// The environment variable of an option, which `--help` shows. What is empty there is not set, and neither is what is
+/// said to be off: a manifest may name all of them.
 fn with_variable(argument: clap::Arg) -> clap::Arg {
     let name = format!("FAL_PROXY_{}", argument.get_id().as_str().to_ascii_uppercase());
-    // Some thirty names, once in the life of the process: clap keeps them for as long.
-    argument.env(&*name.leak())
+    let is_switch = matches!(argument.get_action(), ArgAction::SetTrue);
+    let argument = if is_switch { argument.value_parser(BoolishValueParser::new()) } else { argument };
+    match env::var(&name).as_deref() {
+        Ok("") => argument,
+        Ok("false" | "off" | "no" | "0") if is_switch => argument,
+        // Some thirty names, once in the life of the process: clap keeps them for as long.
+        _ => argument.env(&*name.leak()),
+    }
+}
+
+/// The origin of a page as browsers write it, or `*`.
+fn origin(text: &str) -> Result<HeaderValue, &'static str> {
+    let is_one = |url: Uri| match (url.scheme_str(), url.authority()) {
+        (Some(scheme @ ("http" | "https")), Some(authority)) => {
+            text == format!("{scheme}://{authority}").to_ascii_lowercase() && !text.contains('@')
+        }
+        _ => false,
+    };
+    match text.parse() {
+        Ok(origin) if text == "*" || text.parse().is_ok_and(is_one) => Ok(origin),
+        _ => Err("it must be like https://app.example.com, without a path, or `*`"),
+    }
 }
 
 type Upstream = Client<Connector, ReplayBody<UploadBody<Incoming>>>;
@@ -154,19 +176,31 @@ async fn main() -> ExitCode {
         let proxy = proxy(&arguments, address.ip().to_canonical().is_loopback(), &store, client).await?;
 
         let (ready, details) = (store.clone(), store.clone());
-        let health = Health::new(
-            Box::new(move || ready.status().is_ready()),
-            Box::new(move || json!(details.status())),
-        );
+        let health =
+            Health::new(Box::new(move || ready.status().is_ready()), Box::new(move || json!(details.status())));
         let pages = demo.map(|demo| demo.pages(Arc::clone(&health)));
         Ok(Running {
             answers: Front::new(&arguments, proxy, cors(&arguments), Arc::clone(&health), pages.unwrap_or_default()),
             health,
             hosts: arguments.allow_host.clone(),
-            try_it: r#"-d '{"prompt":"a lighthouse"}' -H content-type:application/json -H x-fal-target-url:https://fal.run/fal-ai/flux/dev {}/api/fal/proxy, or open {} in a browser"#,
+            try_it: try_it(&arguments),
         })
     })
     .await
+}
+
+/// The rest of a curl command line for `--demo`.
+fn try_it(arguments: &Arguments) -> String {
+    let endpoint = match arguments.allow_endpoint.first() {
+        // The fal of the demo has an answer for each endpoint.
+        Some(pattern) if !pattern.contains("**") => pattern.replace('*', "x"),
+        _ => "fal-ai/flux/dev".to_owned(),
+    };
+    let token = if arguments.auth_token_file.is_some() { "-H 'authorization: Bearer TOKEN' " } else { "" };
+    let path = &arguments.path;
+    format!(
+        r#"-d '{{"prompt":"a lighthouse"}}' -H content-type:application/json {token}-H x-fal-target-url:https://fal.run/{endpoint} '{{}}{path}', or open {{}} in a browser"#
+    )
 }
 
 async fn proxy(

@@ -12,7 +12,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::ExitCode,
     sync::{
         Arc,
@@ -157,7 +157,7 @@ pub(crate) struct Running<S> {
     /// The names of the server, for its admin listener.
     pub(crate) hosts: Vec<String>,
     /// See [`App::try_it`].
-    pub(crate) try_it: &'static str,
+    pub(crate) try_it: String,
 }
 
 /// The whole of `main` after the arguments: starts the log, builds the app, and serves it until a signal ends it.
@@ -178,7 +178,7 @@ pub(crate) async fn run(
         let hosts = if checks_host { None } else { browser::hosts(address.ip(), &options.host) };
         // In this order: of two routers that are merged, the second one answers 404, and that has the layers.
         let router = pages.merge(around(router, &options, Arc::clone(&health), hosts));
-        Ok(Running { answers: router, health, hosts: options.host.clone(), try_it })
+        Ok(Running { answers: router, health, hosts: options.host.clone(), try_it: try_it.to_owned() })
     };
     exit_code(run_until_ended(listener, build).await)
 }
@@ -216,7 +216,7 @@ async fn run_until_ended<S: Answers>(
     let (listener, address) = listen("--listen", options.listen)?;
     let Running { answers, health, hosts, try_it } = build(address).await?;
     // Before the first line is printed: who reads that may rely on the whole server.
-    let admin = options.admin.map(|admin| listen("--admin", admin)).transpose()?;
+    let admin = options.admin.0.map(|admin| listen("--admin", admin)).transpose()?;
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async {
         let _ = stopped.await;
@@ -231,7 +231,7 @@ async fn run_until_ended<S: Answers>(
         println!("admin on http://{address}");
     }
     if options.demo {
-        println!("try: curl {}", try_it.replace("{}", &format!("http://{address}")));
+        println!("try: curl {}", try_it.replace("{}", &format!("http://{}", reachable(address))));
     }
 
     end.signal().await;
@@ -249,6 +249,16 @@ async fn run_until_ended<S: Answers>(
         () = end.signal() => warn!("closing the connections that are still open, after a second signal"),
     }
     Ok(())
+}
+
+/// Where a client on this machine reaches a server that listens at this address.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
 }
 
 /// `option` is where the address comes from.

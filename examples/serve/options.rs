@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, str::FromStr, time::Duration};
 
 use clap::Args;
 
@@ -26,8 +26,9 @@ pub(crate) struct Options {
 #[derive(Args)]
 #[command(after_help = "\
 When the server is ready it prints one line, `listening on http://127.0.0.1:3000`. The log goes to
-standard error. `/healthz` and `/readyz` are for probes. With --admin it prints a second line,
-`admin on http://127.0.0.1:3001`. SIGTERM or ctrl-c starts the shutdown, a second one ends it.")]
+standard error. `/healthz` and `/readyz` are for probes. With an address for --admin it prints a
+second line, `admin on http://127.0.0.1:3001`. SIGTERM or ctrl-c starts the shutdown, a second one
+ends it.")]
 pub(crate) struct Listener {
     /// Use a fal inside this process, with keys of its own: it needs no key and no network
     #[arg(long)]
@@ -36,9 +37,9 @@ pub(crate) struct Listener {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:3000")]
     pub(crate) listen: SocketAddr,
     /// Where to listen for those who run the server: `/readyz` with key ids and file names, and `/metrics` for
-    /// Prometheus. Without this option there is no such listener
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) admin: Option<SocketAddr>,
+    /// Prometheus. With `off` there is no such listener
+    #[arg(long, value_name = "ADDR", default_value = "off")]
+    pub(crate) admin: Admin,
     /// How many connections may be open. The others wait
     #[arg(long, value_name = "N", default_value = "1000")]
     pub(crate) max_connections: NonZeroUsize,
@@ -55,6 +56,23 @@ pub(crate) struct Listener {
     /// How long open requests may take after that
     #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true, default_value = "25")]
     pub(crate) drain_timeout: Duration,
+}
+
+/// An address, or none.
+#[derive(Clone, Copy)]
+pub(crate) struct Admin(pub(crate) Option<SocketAddr>);
+
+impl FromStr for Admin {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "off" => Ok(Self(None)),
+            text => {
+                text.parse().map(|address| Self(Some(address))).map_err(|_| "it must be like 127.0.0.1:3001, or `off`")
+            }
+        }
+    }
 }
 
 /// Where fal is, for the servers that call its models.

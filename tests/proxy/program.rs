@@ -166,10 +166,14 @@ async fn it_refuses_options_that_cannot_be_right() {
         ("--allow-target", "rest.fal.ai/tokens/", "allow_realtime"),
         ("--allow-endpoint", "/fal-ai/flux", "empty segment"),
         ("--allow-endpoint", "flux", "write owner/app"),
+        ("--allow-endpoint", "fal-ai/flux, fal-ai/other", "has a character"),
         ("--allow-webhook", "https://app.example", "the host cannot be one"),
         ("--allow-realtime", "flux", "owner"),
         ("--allow-host", "https://app.example", "the host cannot be one"),
         ("--path", "fal", "the path cannot be"),
+        ("--path", "/a b", "the path cannot be"),
+        ("--path", "/a?b", "the path cannot be"),
+        ("--path", "/a#b", "the path cannot be"),
     ] {
         let directory = tempfile::tempdir().unwrap();
         let key_file = directory.path().join("key");
@@ -196,6 +200,141 @@ async fn each_option_has_an_environment_variable() {
     let program = program.env("FAL_PROXY_ALLOW_ANONYMOUS", "true").env("FAL_PROXY_LISTEN", "no address");
     let output = program.output().await.unwrap();
     assert!(String::from_utf8(output.stderr).unwrap().contains("--listen"));
+}
+
+#[tokio::test]
+async fn options_that_would_do_nothing_are_refused() {
+    for (arguments, names) in [
+        (
+            &["--allow-origin", "https://app.example/"][..],
+            "--allow-origin <ORIGIN> cannot be used: it must be like https",
+        ),
+        (&["--allow-origin", "https://App.example"], "--allow-origin"),
+        (&["--allow-origin", "app.example"], "--allow-origin"),
+        (&["--allow-origin", ""], "--allow-origin"),
+        (&["--http2", "--connect-to-http", "127.0.0.1:1"], "--http2 cannot be used together with --connect-to-http"),
+        (&["--http2", "--demo"], "--http2 cannot be used together with --demo"),
+        (&["--first-byte-timeout", "-1"], "--first-byte-timeout <SECONDS> cannot be used: it must be a number"),
+        (&["--admin", "3001"], "--admin <ADDR> cannot be used: it must be like 127.0.0.1:3001, or `off`"),
+    ] {
+        let (code, said) = refuses(&[&["--allow-anonymous"][..], arguments].concat()).await;
+        assert!(code == 2 && said.contains(names), "{arguments:?}: {code} {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_variable_that_says_off_or_nothing_is_not_set() {
+    let directory = tempfile::tempdir().unwrap();
+    let (key_file, tokens) = (directory.path().join("key"), directory.path().join("tokens"));
+    fs::write(&key_file, KEY).unwrap();
+    fs::write(&tokens, "token-of-acme").unwrap();
+    let mut program = command();
+    program.args(["--listen", "127.0.0.1:0", "--admin", "off"]).env("FAL_PROXY_KEY_FILE", &key_file);
+    for (name, value) in [
+        ("FAL_PROXY_DEMO", "false"),
+        ("FAL_PROXY_ALLOW_ANONYMOUS", "0"),
+        ("FAL_PROXY_LOG_REQUESTS", "1"),
+        ("FAL_PROXY_ALLOW_ENDPOINT", ""),
+        ("FAL_PROXY_ALLOW_ORIGIN", ""),
+        ("FAL_PROXY_MAX_IN_FLIGHT", ""),
+        ("FAL_PROXY_CA_FILE", ""),
+    ] {
+        program.env(name, value);
+    }
+    let mut child = program.env("FAL_PROXY_AUTH_TOKEN_FILE", &tokens).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).await.unwrap();
+    let mut log = String::new();
+    let Some(address) = line.trim_end().strip_prefix("listening on http://") else {
+        child.stderr.take().unwrap().read_to_string(&mut log).await.unwrap();
+        panic!("{line}{log}");
+    };
+    let answer = Server::at(address.parse().unwrap()).send(Raw::post(RUN)).await;
+    assert_eq!(answer.status, 401, "{answer:?}");
+    child.start_kill().unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut log).await.unwrap();
+    assert!(log.contains("fal.run/fal-ai/flux/dev"), "{log}");
+
+    let (mut unclear, said) = (command(), "--allow-anonymous cannot be used");
+    let output = unclear.env("FAL_PROXY_ALLOW_ANONYMOUS", "perhaps").output().await.unwrap();
+    assert!(String::from_utf8(output.stderr).unwrap().contains(said));
+}
+
+#[tokio::test]
+async fn those_who_run_it_have_a_listener_on_loopback() {
+    // Either this test has the port, or somebody else has it.
+    let _taken = std::net::TcpListener::bind("127.0.0.1:3001");
+    let (code, said) = refuses(&["--demo", "--listen", "127.0.0.1:0"]).await;
+    assert_eq!(code, 1);
+    assert!(
+        said.contains("cannot listen on 127.0.0.1:3001") && said.contains("another address with --admin"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn a_star_is_any_host() {
+    let any = ["--allow-anonymous", "--allow-host", "*", "--allow-webhook", "*", "--allow-origin", "*"];
+    let program = Program::start(&any).await;
+    let webhook = "https://queue.fal.run/fal-ai/flux/dev?fal_webhook=https://app.example/hook";
+    let answer =
+        program.server.send(Raw { host: "app.example", ..Raw::post(webhook) }.line("origin: https://b.c")).await;
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, Some("*")), "{answer:?}");
+    program.end().await;
+
+    let program = Program::start(&["--allow-anonymous"]).await;
+    let foreign = Raw { host: "app.example", ..Raw::post(RUN) };
+    assert_eq!(program.server.send(foreign).await.status, 400);
+    assert_eq!(program.server.send(Raw::post(webhook)).await.status, 403);
+    program.end().await;
+}
+
+/// The line that `--demo` prints can be given to a shell as it is, but for what it says about the browser.
+#[tokio::test]
+async fn the_line_to_try_is_right_for_each_option() {
+    let directory = tempfile::tempdir().unwrap();
+    let tokens = directory.path().join("tokens");
+    fs::write(&tokens, "TOKEN").unwrap();
+    let tokens = tokens.to_str().unwrap();
+    for arguments in [
+        &[][..],
+        &["--path", "/fal/"],
+        &["--path", "/"],
+        &["--allow-endpoint", "acme/cats*/*"],
+        &["--allow-endpoint", "acme/**", "--allow-endpoint", "fal-ai/**"],
+        &["--auth-token-file", tokens],
+        &["--listen", "0.0.0.0:0"],
+    ] {
+        let mut command = command();
+        command.args(["--demo", "--admin", "off"]).args(arguments);
+        if !arguments.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        let mut child = command.spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let listening = stdout.next_line().await.unwrap().unwrap();
+        let line = stdout.next_line().await.unwrap().unwrap();
+        assert!(listening.starts_with("listening on http://"), "{listening}");
+        let curl = line.strip_prefix("try: curl ").unwrap().split(", or open").next().unwrap();
+        let words: Vec<_> = curl
+            .split('\'')
+            .enumerate()
+            .flat_map(|(place, part)| if place % 2 == 1 { vec![part] } else { part.split_whitespace().collect() })
+            .collect();
+        let (url, flags) = words.split_last().unwrap();
+        let url: http::Uri = url.parse().unwrap();
+        assert_eq!((url.host(), flags[0]), (Some("127.0.0.1"), "-d"), "{line}");
+        let header = |name: &str| flags.iter().find_map(|flag| flag.strip_prefix(name));
+        let raw = Raw { path: url.path(), body: flags[1], ..Raw::post(header("x-fal-target-url:").unwrap()) };
+        let raw = match header("authorization: ") {
+            Some(token) => raw.line(&format!("authorization: {token}")),
+            None => raw,
+        };
+        let server = Server::at(url.authority().unwrap().as_str().parse().unwrap());
+        let answer = server.send(raw).await;
+        assert_eq!(answer.status, 200, "{line} {answer:?}");
+        child.kill().await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -330,7 +469,7 @@ async fn oversized_heads_are_refused() {
 #[tokio::test]
 async fn the_demo_has_a_page_and_a_key_that_rotates() {
     let mut command = command();
-    let mut child = command.args(["--demo", "--listen", "127.0.0.1:0"]).spawn().unwrap();
+    let mut child = command.args(["--demo", "--listen", "127.0.0.1:0", "--admin", "off"]).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     stdout.read_line(&mut line).await.unwrap();
