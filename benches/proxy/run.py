@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -107,12 +108,15 @@ class Bench:
         self.key_file = folder / "key"
         self.key_file.write_text(KEY)
         self.key_file.chmod(0o600)
+        self.keys = folder / "keys"
         self.ports = {scheme: free_port() for scheme in SCHEMES}
 
     def upstream(self):
         ports = self.ports
         command = [self.built / "upstream", "--http", f"127.0.0.1:{ports['http']}",
                    "--https", f"127.0.0.1:{ports['https']}", "--ca-out", self.ca]
+        if self.options.rotate:
+            command += ["--keys", self.keys]
         return Process(self.other, command, ports["http"])
 
     def proxy(self, name, scheme):
@@ -137,9 +141,11 @@ class Bench:
             more["env"] = {**os.environ, "FAL_KEY": KEY, "CA_FILE": str(self.ca), "NODE_ENV": "production"}
         return Process(self.core, command, port, **more)
 
-    def load(self, kind, connections, requests, proxy=None, scheme="http"):
+    def load(self, kind, connections, requests, proxy=None, scheme="http", rate=None):
         command = ["taskset", "-c", str(self.other), self.built / "load", "--kind", kind,
                    "--connections", connections, "--requests", requests]
+        if rate:
+            command += ["--rate", rate]
         if proxy:
             command += ["--connect", f"127.0.0.1:{proxy.port}", "--proxy-path", PATH, "--pid", proxy.pid]
         else:
@@ -149,6 +155,46 @@ class Bench:
         if done.returncode:
             sys.exit(f"the load failed: {' '.join(map(str, command))}")
         return json.loads(done.stdout.replace("NaN", "null"))
+
+
+class Rotation:
+    """Rotates the key of our proxy every second while the block runs. As in the manual, fal accepts the new key before it
+    is in the file, and the old one for a while after that."""
+
+    def __init__(self, bench):
+        self.bench, self.number, self.ended = bench, 1, threading.Event()
+        self.thread = threading.Thread(target=self.run)
+        self.accept(1)
+        self.use(1)
+
+    def key(self, number):
+        return f"bench-{number}:not-a-secret"
+
+    def accept(self, *numbers):
+        self.write(self.bench.keys, "".join(self.key(number) + "\n" for number in numbers))
+
+    def use(self, number):
+        self.write(self.bench.key_file, self.key(number))
+
+    def write(self, path, text):
+        new = path.with_suffix(".new")
+        new.write_text(text)
+        new.rename(path)
+
+    def run(self):
+        while not self.ended.wait(1):
+            self.number += 1
+            self.accept(self.number - 1, self.number)
+            time.sleep(0.1)  # the upstream reads its file every 20 ms
+            self.use(self.number)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
 
 
 def build(options):
@@ -217,6 +263,18 @@ def memory(bench, options):
     return "\n".join(lines)
 
 
+def rotate(bench, options):
+    lines = ["| body | rate asked for | rate reached | requests | failed | rotations | p50 ms | p99 ms |",
+             "|---|--:|--:|--:|--:|--:|--:|--:|"]
+    for kind, body in (("json", "1 KiB"), ("long", "300 KiB")):
+        rotation = Rotation(bench)
+        with bench.upstream(), bench.proxy("ours", "http") as proxy, rotation:
+            found = bench.load(kind, options.connections[0], options.rate * options.seconds, proxy, rate=options.rate)
+        lines.append(f"| {body} | {options.rate} | {found['per_second']:.0f} | {found['requests']} | {found['failures']} | "
+                     f"{rotation.number - 1} | {found['p50_ms']:.2f} | {found['p99_ms']:.2f} |")
+    return "\n".join(lines)
+
+
 def main():
     words = lambda text: text.split(",")
     numbers = lambda text: [int(word) for word in text.split(",")]
@@ -228,6 +286,9 @@ def main():
     parser.add_argument("--requests", type=int, default=20_000, help="of JSON in a round; of others there are fewer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="measure memory, and nothing else")
+    parser.add_argument("--rotate", action="store_true", help="rotate the key of our proxy every second, and nothing else")
+    parser.add_argument("--rate", type=int, default=1_000, help="how many requests begin in a second with --rotate")
+    parser.add_argument("--seconds", type=int, default=20, help="for how long with --rotate")
     parser.add_argument("--idle", type=int, default=5_000, help="how many streams stay open with --memory")
     parser.add_argument("--cores", type=numbers, default=[0, 1], help="that of the proxy, and that of all others")
     parser.add_argument("--ours", type=str.split, default=[], help="more options for our proxy")
@@ -238,6 +299,8 @@ def main():
         build(options)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
+        if options.rotate:
+            return print(rotate(bench, options))
         with bench.upstream():
             print(memory(bench, options) if options.memory else table(rounds(bench, options), options))
 

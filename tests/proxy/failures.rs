@@ -12,7 +12,7 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{Notify, mpsc},
 };
 use tower_fal::{
     Credential, CredentialStore,
@@ -330,12 +330,30 @@ async fn a_certificate_of_another_host_or_of_nobodys_is_not_accepted() {
     }
 }
 
+/// Tells at its end, also after a panic, that a worker holds no key any more.
+struct Ended {
+    worker: usize,
+    earliest: Arc<[AtomicU64]>,
+    one_more: Arc<Notify>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.earliest[self.worker].store(u64::MAX, Ordering::Relaxed);
+        self.one_more.notify_one();
+    }
+}
+
 /// Long bodies cannot be sent again, so the old key must be valid until the new one is in use.
 #[tokio::test]
 async fn keys_rotate_under_long_bodies_and_no_request_fails() {
+    const REQUESTS: u64 = 2_000;
+    const ROTATIONS: u64 = 10;
+    const WORKERS: usize = 32;
+
     let mock = Mock::new().await;
-    let number = Arc::new(AtomicU64::new(1));
-    let current = Arc::clone(&number);
+    let in_use = Arc::new(AtomicU64::new(1));
+    let current = Arc::clone(&in_use);
     let key = |number: u64| Credential::key(format!("id-{number}:secret-of-id-{number}")).unwrap();
     let source = source::from_fn("test", None, move || {
         let number = current.load(Ordering::Relaxed);
@@ -345,42 +363,61 @@ async fn keys_rotate_under_long_bodies_and_no_request_fails() {
     let server =
         Arc::new(Server::new(FalProxy::over(&store, client(mock.address)).allow_anonymous().into_router()).await);
 
-    let finished = Arc::<AtomicU64>::default();
-    let workers: Vec<_> = (0..8)
+    let body = |length: usize| Arc::<str>::from(format!("{{\"prompt\":\"{}\"}}", "x".repeat(length)));
+    let (long, longest) = (body(300 << 10), body(2 << 20));
+    let (finished, one_more) = (Arc::<AtomicU64>::default(), Arc::<Notify>::default());
+    let begun = Arc::<AtomicU64>::default();
+    // Which key each worker's request can have at the earliest.
+    let earliest: Arc<[AtomicU64]> = (0..WORKERS).map(|_| AtomicU64::new(1)).collect();
+    let published = Arc::new(AtomicU64::new(1));
+    let workers: Vec<_> = (0..WORKERS)
         .map(|worker| {
-            let (server, finished) = (Arc::clone(&server), Arc::clone(&finished));
-            let length = if worker % 4 == 0 { 2 << 20 } else { 300 << 10 };
-            tokio::spawn(async move {
-                let body = format!("{{\"prompt\":\"{}\"}}", "x".repeat(length));
-                for _ in 0..if worker % 4 == 0 { 8 } else { 40 } {
-                    let answer = server.send(Raw { body: &body, ..Raw::post(RUN) }).await;
-                    assert_eq!(answer.status, 200, "{}", answer.head);
-                    finished.fetch_add(1, Ordering::Relaxed);
+            let (server, long, longest) = (Arc::clone(&server), Arc::clone(&long), Arc::clone(&longest));
+            let (begun, finished, one_more) = (Arc::clone(&begun), Arc::clone(&finished), Arc::clone(&one_more));
+            let (earliest, published) = (Arc::clone(&earliest), Arc::clone(&published));
+            let end = Ended { worker, earliest: Arc::clone(&earliest), one_more: Arc::clone(&one_more) };
+            Task::spawn(async move {
+                let _end = end;
+                loop {
+                    earliest[worker].store(published.load(Ordering::Relaxed), Ordering::Relaxed);
+                    let number = begun.fetch_add(1, Ordering::Relaxed);
+                    if number >= REQUESTS {
+                        break;
+                    }
+                    let body = if number % 10 == 0 { &longest } else { &long };
+                    let answer = server.send(Raw { body, ..Raw::post(RUN) }).await;
+                    if answer.status == 200 {
+                        finished.fetch_add(1, Ordering::Relaxed);
+                    } else {
+                        eprintln!("{}", answer.head);
+                    }
+                    one_more.notify_one();
                 }
             })
         })
         .collect();
-    // As in the manual: the new key is valid before it is in use, and the old one until no request has it any more.
-    let mut rotated = 1;
-    while workers.iter().any(|worker| !worker.is_finished()) {
-        let next = rotated + 1;
-        mock.fal.accept(&key(next));
-        number.store(next, Ordering::Relaxed);
-        store.reload().await.unwrap();
-        let at = finished.load(Ordering::Relaxed);
-        let drained =
-            || finished.load(Ordering::Relaxed) >= at + 16 || workers.iter().all(|worker| worker.is_finished());
-        while !drained() {
-            tokio::task::yield_now().await;
+    let is_over = || earliest.iter().all(|earliest| earliest.load(Ordering::Relaxed) == u64::MAX);
+    let until = async |is_so: &dyn Fn() -> bool| {
+        while !is_so() && !is_over() {
+            one_more.notified().await;
         }
-        mock.fal.revoke(&key(rotated));
-        rotated = next;
+    };
+    for old in 1..=ROTATIONS {
+        until(&|| finished.load(Ordering::Relaxed) >= old * (REQUESTS / (ROTATIONS + 1))).await;
+        // As in the manual: the new key is valid before it is in use, and the old one until no request has it any more.
+        let new = old + 1;
+        mock.fal.accept(&key(new));
+        in_use.store(new, Ordering::Relaxed);
+        store.reload().await.unwrap();
+        published.store(new, Ordering::Relaxed);
+        until(&|| earliest.iter().all(|earliest| earliest.load(Ordering::Relaxed) >= new)).await;
+        assert!(!is_over(), "the last key is used too");
+        mock.fal.revoke(&key(old));
     }
-    for worker in workers {
-        worker.await.unwrap();
-    }
-    assert!(rotated > 5, "{rotated}");
-    assert_eq!(mock.fal.runs(), 6 * 40 + 2 * 8);
+    until(&|| false).await;
+    drop(workers);
+    assert_eq!(finished.load(Ordering::Relaxed), REQUESTS);
+    assert_eq!(mock.fal.runs(), REQUESTS);
 }
 
 /// What the manual says about those that are too long to be sent again.

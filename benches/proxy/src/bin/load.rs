@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
@@ -38,6 +38,10 @@ struct Options {
     connections: usize,
     #[arg(long, default_value_t = 1)]
     requests: usize,
+    /// How many requests begin in a second, if there is a connection for each. Without it, as many as possible. What a
+    /// request waits for a connection is part of its time
+    #[arg(long)]
+    rate: Option<f64>,
     /// The process whose CPU time and memory are of interest
     #[arg(long)]
     pid: Option<u32>,
@@ -49,6 +53,8 @@ enum Kind {
     Json,
     /// 64 KiB of JSON back
     Large,
+    /// 300 KiB of JSON there, which a proxy does not keep to send them again
+    Long,
     /// A stream of 50 events
     Stream,
     /// Streams of one event that stay open
@@ -62,7 +68,7 @@ enum Kind {
 impl Kind {
     fn path(self) -> &'static str {
         match self {
-            Self::Json => "/bench/app/json",
+            Self::Json | Self::Long => "/bench/app/json",
             Self::Large => "/bench/app/large",
             Self::Stream => "/bench/app/stream",
             Self::Idle => "/bench/idle",
@@ -141,14 +147,22 @@ async fn all(
     seen: &Rc<RefCell<Seen>>,
     options: &Arc<Options>,
 ) -> Result<Vec<Sender>, BoxError> {
-    let left = Rc::new(RefCell::new(count));
+    let (begun, left) = (Instant::now(), Rc::new(RefCell::new(count)));
     let tasks: Vec<_> = senders
         .into_iter()
         .map(|mut sender| {
             let (left, seen, options) = (Rc::clone(&left), Rc::clone(seen), Arc::clone(options));
             tokio::task::spawn_local(async move {
-                while take(&left) {
-                    if let Err(error) = one(&mut sender, &seen, &options).await {
+                while let Some(number) = take(&left) {
+                    let due = match options.rate {
+                        None => Instant::now(),
+                        Some(rate) => {
+                            let due = begun + Duration::from_secs_f64((count - number) as f64 / rate);
+                            tokio::time::sleep_until(due.into()).await;
+                            due
+                        }
+                    };
+                    if let Err(error) = one(&mut sender, due, &seen, &options).await {
                         if seen.borrow().failures == 0 {
                             eprintln!("{error}");
                         }
@@ -167,11 +181,12 @@ async fn all(
     Ok(senders)
 }
 
-fn take(left: &RefCell<usize>) -> bool {
+/// How many were left, this one included.
+fn take(left: &RefCell<usize>) -> Option<usize> {
     let mut left = left.borrow_mut();
-    let some = *left > 0;
-    *left = left.saturating_sub(1);
-    some
+    let before = *left;
+    *left = before.saturating_sub(1);
+    (before > 0).then_some(before)
 }
 
 async fn connect(options: &Options) -> Result<Sender, BoxError> {
@@ -197,9 +212,8 @@ where
     Ok(sender)
 }
 
-async fn one(sender: &mut Sender, seen: &RefCell<Seen>, options: &Options) -> Result<(), BoxError> {
+async fn one(sender: &mut Sender, begun: Instant, seen: &RefCell<Seen>, options: &Options) -> Result<(), BoxError> {
     sender.ready().await?;
-    let begun = Instant::now();
     let response = sender.send_request(request(options)?).await?;
     if response.status() != 200 {
         return Err(format!("{}: {:?}", response.status(), response.into_body().collect().await?.to_bytes()).into());
@@ -228,11 +242,16 @@ fn request(options: &Options) -> Result<Request<Either<Full<Bytes>, Channel<Byte
     Ok(match options.kind {
         Kind::Download => request.method(Method::GET).body(Either::Left(Full::default()))?,
         Kind::Upload => request.method(Method::POST).body(Either::Right(gibibyte()))?,
-        _ => {
-            let body = format!("{{\"prompt\":\"{}\"}}", "x".repeat(1024 - 13));
-            request.method(Method::POST).body(Either::Left(Full::from(body)))?
-        }
+        Kind::Long => request.method(Method::POST).body(Either::Left(Full::from(LONG.clone())))?,
+        _ => request.method(Method::POST).body(Either::Left(Full::from(SHORT.clone())))?,
     })
+}
+
+static SHORT: LazyLock<Bytes> = LazyLock::new(|| prompt(1024));
+static LONG: LazyLock<Bytes> = LazyLock::new(|| prompt(300 * 1024));
+
+fn prompt(length: usize) -> Bytes {
+    format!("{{\"prompt\":\"{}\"}}", "x".repeat(length - 13)).into()
 }
 
 fn gibibyte() -> Channel<Bytes> {

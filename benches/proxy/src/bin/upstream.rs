@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -19,6 +19,7 @@ use http_body_util::{BodyExt as _, Either, Full};
 use hyper::{
     Request, Response, StatusCode,
     body::{Body, Frame, Incoming},
+    header::HeaderValue,
     server::conn::http1,
     service::service_fn,
 };
@@ -46,12 +47,36 @@ struct Options {
     /// Where to write the certificate of the CA
     #[arg(long)]
     ca_out: PathBuf,
+    /// The keys that are accepted, each on its own line. The file is read again and again
+    #[arg(long)]
+    keys: Option<PathBuf>,
 }
+
+/// The values of `authorization` that are accepted.
+static ACCEPTED: RwLock<Vec<String>> = RwLock::new(Vec::new());
+
+/// How often the file of the keys is read.
+const EVERY: Duration = Duration::from_millis(20);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), BoxError> {
     let options = Options::parse();
     let tls = tls(&options.ca_out)?;
+    match options.keys {
+        None => accept(vec![AUTHORIZATION.to_owned()]),
+        Some(file) => {
+            accept_all_in(&file)?;
+            tokio::spawn(async move {
+                let mut every = interval(EVERY);
+                loop {
+                    every.tick().await;
+                    if let Err(error) = accept_all_in(&file) {
+                        eprintln!("{error}");
+                    }
+                }
+            });
+        }
+    }
     let (http, https) = (TcpListener::bind(options.http).await?, TcpListener::bind(options.https).await?);
     println!("ready");
     loop {
@@ -72,6 +97,19 @@ async fn main() -> Result<(), BoxError> {
     }
 }
 
+fn accept(values: Vec<String>) {
+    *ACCEPTED.write().unwrap_or_else(PoisonError::into_inner) = values;
+}
+
+fn accept_all_in(file: &Path) -> std::io::Result<()> {
+    accept(fs::read_to_string(file)?.lines().map(|key| format!("Key {key}")).collect());
+    Ok(())
+}
+
+fn is_accepted(value: &HeaderValue) -> bool {
+    ACCEPTED.read().unwrap_or_else(PoisonError::into_inner).iter().any(|accepted| value == accepted)
+}
+
 async fn serve(io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
     // A client may leave when it likes.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(io), service_fn(answer)).await;
@@ -80,7 +118,7 @@ async fn serve(io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
 type Answer = Either<Full<Bytes>, Written>;
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
-    if request.headers().get("authorization").is_none_or(|value| value != AUTHORIZATION) {
+    if !request.headers().get("authorization").is_some_and(is_accepted) {
         return Ok(with(StatusCode::UNAUTHORIZED, "application/json", Either::Left(Full::from("{}"))));
     }
     let path = request.uri().path().to_owned();
@@ -108,7 +146,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Answer>, Infallib
 fn with(status: StatusCode, content_type: &'static str, body: Answer) -> Response<Answer> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static(content_type));
+    response.headers_mut().insert("content-type", HeaderValue::from_static(content_type));
     response
 }
 
