@@ -128,9 +128,9 @@ fn with_variable(argument: clap::Arg) -> clap::Arg {
     let name = format!("FAL_PROXY_{}", argument.get_id().as_str().to_ascii_uppercase());
     let is_switch = matches!(argument.get_action(), ArgAction::SetTrue);
     let argument = if is_switch { argument.value_parser(BoolishValueParser::new()) } else { argument };
-    match env::var(&name).as_deref() {
+    match env::var(&name).map(|value| value.to_ascii_lowercase()).as_deref() {
         Ok("") => argument,
-        Ok("false" | "off" | "no" | "0") if is_switch => argument,
+        Ok("false" | "off" | "no" | "n" | "f" | "0") if is_switch => argument,
         // Some thirty names, once in the life of the process: clap keeps them for as long.
         _ => argument.env(&*name.leak()),
     }

@@ -159,7 +159,9 @@ class Bench:
 
 class Rotation:
     """Rotates the key of our proxy every second while the block runs. As in the manual, fal accepts the new key before it
-    is in the file, and the old one for a while after that."""
+    is in the file, and the old one for longer than an upload takes: until there are OVERLAP newer ones."""
+
+    OVERLAP = 10
 
     def __init__(self, bench):
         self.bench, self.number, self.ended = bench, 1, threading.Event()
@@ -184,7 +186,7 @@ class Rotation:
     def run(self):
         while not self.ended.wait(1):
             self.number += 1
-            self.accept(self.number - 1, self.number)
+            self.accept(*range(max(1, self.number - self.OVERLAP), self.number + 1))
             time.sleep(0.1)  # the upstream reads its file every 20 ms
             self.use(self.number)
 
@@ -270,6 +272,8 @@ def rotate(bench, options):
         rotation = Rotation(bench)
         with bench.upstream(), bench.proxy("ours", "http") as proxy, rotation:
             found = bench.load(kind, options.connections[0], options.rate * options.seconds, proxy, rate=options.rate)
+            if found["failures"]:
+                print(f"{found['failures']} failed: {body}\n{proxy.said()}", file=sys.stderr)
         lines.append(f"| {body} | {options.rate} | {found['per_second']:.0f} | {found['requests']} | {found['failures']} | "
                      f"{rotation.number - 1} | {found['p50_ms']:.2f} | {found['p99_ms']:.2f} |")
     return "\n".join(lines)

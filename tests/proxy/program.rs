@@ -231,7 +231,7 @@ async fn a_variable_that_says_off_or_nothing_is_not_set() {
     let mut program = command();
     program.args(["--listen", "127.0.0.1:0", "--admin", "off"]).env("FAL_PROXY_KEY_FILE", &key_file);
     for (name, value) in [
-        ("FAL_PROXY_DEMO", "false"),
+        ("FAL_PROXY_DEMO", "False"),
         ("FAL_PROXY_ALLOW_ANONYMOUS", "0"),
         ("FAL_PROXY_LOG_REQUESTS", "1"),
         ("FAL_PROXY_ALLOW_ENDPOINT", ""),
