@@ -13,7 +13,7 @@ use tower_fal::mock::{Failure, MockFal, Presented};
 
 use crate::{
     app::{Served, app, gives_up},
-    support::{key, key_text},
+    support::{key, key_text, nobody},
 };
 
 /// How long a test waits for what must happen.
@@ -101,14 +101,13 @@ async fn ctrl_c_cancels_the_job() {
 
 #[tokio::test]
 async fn an_error_is_printed_with_its_causes() {
-    let gone = fal().await;
-    let (queue_url, rest_url) = (gone.queue_origin(), gone.rest_origin());
-    drop(gone);
+    let nobody = nobody();
+    let nowhere = format!("http://{}", nobody.local_addr().unwrap());
     let unknown = MockFal::start().await.unwrap();
     let fal = fal().await;
     fal.fail_next(1, Failure::Application(StatusCode::INTERNAL_SERVER_ERROR));
     for (queue_url, live, says) in [
-        (&queue_url, ["a/b", "{}"], "Connection refused"),
+        (&nowhere, ["a/b", "{}"], "Connection refused"),
         (&unknown.queue_origin(), ["a/b", "{}"], "fal does not know key `id-1`"),
         (&fal.queue_origin(), ["a/b", "{}"], "fal answers 500 Internal Server Error"),
         (&fal.queue_origin(), ["a/b", "hush"], "INPUT is not JSON"),
@@ -116,7 +115,7 @@ async fn an_error_is_printed_with_its_causes() {
         (&fal.queue_origin(), ["a/../b", "{}"], "APP must be like"),
         (&fal.queue_origin(), ["a/b?c", "{}"], "APP must be like"),
     ] {
-        let output = queue(queue_url, &rest_url, &["--live", live[0], live[1]]).output().await.unwrap();
+        let output = queue(queue_url, &nowhere, &["--live", live[0], live[1]]).output().await.unwrap();
         assert_eq!(output.status.code(), Some(1), "{says}");
         let (printed, told) = texts(output);
         assert!(printed.is_empty() && told.contains(says) && !told.contains("hush"), "{told}");

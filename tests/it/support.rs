@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Arc, LazyLock, Mutex},
     time::Duration,
@@ -11,7 +12,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use tempfile::TempDir;
-use tokio::{sync::watch, time::Instant};
+use tokio::{net::TcpSocket, sync::watch, time::Instant};
 use tower_fal::{
     Credential, CredentialStore,
     error::{BoxError, SourceError},
@@ -60,6 +61,13 @@ pub(crate) async fn status_where(store: &CredentialStore, wanted: impl Fn(&Statu
         Ok(Some(status)) => status,
         _ => panic!("it never came to that: {:?}", store.status()),
     }
+}
+
+/// A port that refuses connections as long as this is kept: nobody listens, and no other test is given it.
+pub(crate) fn nobody() -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    socket
 }
 
 /// A source that does as it is told and notes when it was asked.

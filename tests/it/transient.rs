@@ -3,7 +3,6 @@
 use std::{
     error::Error,
     fmt, io,
-    net::TcpListener,
     pin::Pin,
     sync::{
         Arc,
@@ -33,7 +32,7 @@ use tower_fal::{
 
 use crate::{
     retry::{ADMITTED, Answer, Fal, Lazy, answer, answer_with, assert_took, request, timed, unknown_key},
-    support::{Says, Script, key},
+    support::{Says, Script, key, nobody},
 };
 
 mod http2;
@@ -587,9 +586,8 @@ async fn who_knows_more_may_say_so() {
 
 #[tokio::test]
 async fn a_port_that_refuses_is_tried_again_also_with_a_post() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = nobody();
     let url = format!("http://{}/fal-ai/flux", nobody.local_addr().unwrap());
-    drop(nobody);
     let connects = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&connects);
     let connector = tower::ServiceBuilder::new()

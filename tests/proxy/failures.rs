@@ -24,8 +24,8 @@ use tower_fal::{
 use crate::{
     service::{Mock, read_until},
     support::{
-        Answer, ConnectTo, Connection, KEY, PATIENCE, Raw, RawFal, SECRET, Server, Task, client, proxy, read_to_end,
-        store,
+        Answer, ConnectTo, Connection, KEY, PATIENCE, Raw, RawFal, SECRET, Server, Task, client, nobody, proxy,
+        read_to_end, store,
     },
 };
 
@@ -169,10 +169,8 @@ async fn what_breaks_after_sending_is_no_reason_to_send_again() {
 
 #[tokio::test]
 async fn a_502_says_that_nothing_was_sent() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = nobody.local_addr().unwrap();
-    drop(nobody);
-    let server = Server::new(proxy(address).into_router()).await;
+    let nobody = nobody();
+    let server = Server::new(proxy(nobody.local_addr().unwrap()).into_router()).await;
     let answer = server.send(Raw::post(RUN)).await;
     assert_eq!((answer.status, answer.rule()), (502, Some("not_connected")));
 }

@@ -24,7 +24,9 @@ use tower_fal::{
     source,
 };
 
-use crate::support::{Answer, KEY, PATIENCE, Raw, RawFal, SECRET, Server, Task, Upstream, client, proxy, store};
+use crate::support::{
+    Answer, KEY, PATIENCE, Raw, RawFal, SECRET, Server, Task, Upstream, client, nobody, proxy, store,
+};
 
 const RUN: &str = "https://fal.run/fal-ai/flux/dev";
 const SUBMIT: &str = "https://queue.fal.run/fal-ai/flux/dev";
@@ -260,10 +262,8 @@ async fn nobody_claims_a_request_by_a_header() {
 #[tokio::test]
 async fn nobody_is_told_of_what_was_not_sent() {
     let (tell, mut told) = mpsc::unbounded_channel::<Finished>();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nowhere = listener.local_addr().unwrap();
-    drop(listener);
-    let proxy = proxy(nowhere).allow_realtime("fal-ai/flux/dev").unwrap();
+    let nobody = nobody();
+    let proxy = proxy(nobody.local_addr().unwrap()).allow_realtime("fal-ai/flux/dev").unwrap();
     let server = Server::new(proxy.on_finished(move |finished| drop(tell.send(finished.clone()))).into_router()).await;
     let tokens = "https://rest.fal.ai/tokens/";
     let ask = Raw { body: r#"{"allowed_apps":["other"]}"#, ..Raw::post(tokens) };

@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -19,7 +19,7 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::AbortHandle,
 };
 use tower::Service;
@@ -212,6 +212,13 @@ pub(crate) fn client(fal: SocketAddr) -> Upstream {
 /// A proxy in front of this address, which everyone may call.
 pub(crate) fn proxy(fal: SocketAddr) -> FalProxy<Upstream> {
     FalProxy::over(&store(), client(fal)).allow_anonymous()
+}
+
+/// A port that refuses connections as long as this is kept: nobody listens, and no other test is given it.
+pub(crate) fn nobody() -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    socket
 }
 
 /// A server on loopback.

@@ -115,9 +115,10 @@ async fn a_redirect_is_not_followed() {
 
 #[tokio::test]
 async fn nobody_at_the_address_is_an_error() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    drop(listener);
+    // A port that nobody listens at, and that no other test is given.
+    let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("http://{}", nobody.local_addr().unwrap());
     let minter = minter_at(&url, &CredentialStore::fixed(key(1))).build().unwrap();
     let error = minter.token(APP).await.unwrap_err();
     assert!(matches!(error, MintError::Failed(_)), "{error:?}");

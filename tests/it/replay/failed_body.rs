@@ -12,6 +12,7 @@ use http_body_util::{LengthLimitError, Limited};
 use tower_fal::{reqwest::ReqwestService, retry::Transient};
 
 use super::*;
+use crate::support::nobody;
 
 /// Sends the body by each client, and returns how it failed.
 async fn failures<B>(protocol: Protocol, peer: &Peer, body: impl Fn() -> B) -> [FalAuthError; 2]
@@ -74,9 +75,8 @@ async fn any_other_error_of_a_body_is_named_and_is_a_502() {
 #[tokio::test]
 async fn another_failure_is_not_blamed_on_the_body() {
     for protocol in PROTOCOLS {
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let nobody = nobody();
         let address = nobody.local_addr().unwrap();
-        drop(nobody);
         let (fal, _) = fal(protocol, &revoked(), as_it_is);
         let request = Request::post(format!("http://{address}/fal-ai/flux/dev")).body(Unreadable(false)).unwrap();
         let error = within(fal.oneshot(request)).await.unwrap_err();

@@ -26,7 +26,7 @@ use tower_fal::{
 use tower_test::mock;
 
 use super::{ADMITTED, PROMPT, World, accepted, locked, post, request, unauthorized, unknown_key};
-use crate::support::{key, status_where};
+use crate::support::{key, nobody, status_where};
 
 type Sent = Request<ReplayBody<Full<Bytes>>>;
 type Answered = Response<Full<Bytes>>;
@@ -198,9 +198,8 @@ async fn over_a_service_with_boxed_errors() {
 async fn over_hyper_utils_client() {
     type Client = legacy::Client<HttpConnector, ReplayBody<Full<Bytes>>>;
     let store = CredentialStore::fixed(key(1));
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = nobody();
     let address = nobody.local_addr().unwrap();
-    drop(nobody);
     let client: FalRetry<FalAuth<Client>> = ServiceBuilder::new()
         .layer(tower_fal::layer(&store))
         .service(legacy::Client::builder(TokioExecutor::new()).build_http());
