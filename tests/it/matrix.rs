@@ -175,7 +175,8 @@ async fn a_401_then_a_replay(stack: Stack) {
 
 async fn a_401_for_good(stack: Stack) {
     let world = World::new().await;
-    let client = stack.client(&world.store, &world.fal).await;
+    // In vain, so not so long that it shows.
+    let client = stack.client_that_waits(Duration::from_millis(300), &world.store, &world.fal).await;
     world.fal.revoke(&key(1));
     let refusal = refused(client.send(post()).await);
     assert_eq!((refusal.status(), refusal.reason()), (StatusCode::UNAUTHORIZED, Reason::UnknownCredential));

@@ -90,9 +90,14 @@ type Tower = BoxCloneSyncService<Request<AnyBody>, Response<AnyBody>, FalAuthErr
 type Errors = Arc<Mutex<Vec<Option<FalAuthError>>>>;
 
 impl Stack {
+    /// With a refused key it waits until there is another one.
     pub(super) async fn client(self, store: &CredentialStore, fal: &TlsFal) -> Client {
-        // Not so long that it shows.
-        let layer = tower_fal::layer(store).retry(|retry| retry.reload_wait(Duration::from_millis(300)));
+        self.client_that_waits(Duration::from_secs(30), store, fal).await
+    }
+
+    /// With a refused key it waits so long for another one.
+    pub(super) async fn client_that_waits(self, wait: Duration, store: &CredentialStore, fal: &TlsFal) -> Client {
+        let layer = tower_fal::layer(store).retry(|retry| retry.reload_wait(wait));
         let inner = match self {
             Self::HyperHttp1 | Self::HyperHttp2 => Kind::Tower(boxed(layer.layer(hyper(fal, self)))),
             Self::ReqwestService => Kind::Tower(boxed(layer.layer(ReqwestService::new(reqwest(fal)).unwrap()))),
