@@ -333,7 +333,7 @@ async fn with_few_open_files_probes_are_answered_and_the_log_says_it() {
     let mut streams = Vec::new();
     for _ in 0..200 {
         streams.push(with_sent(app.address(), HALF_A_HEAD).await);
-        assert_eq!(timeout(Duration::from_secs(1), app.admin("/readyz")).await.unwrap().status, 200);
+        assert_eq!(timeout(PROBE_TIMEOUT, app.admin("/readyz")).await.unwrap().status, 200);
     }
     assert_eq!(app.get("/healthz").await.status, 200);
     let log = app.end().await.well();
