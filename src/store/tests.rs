@@ -216,7 +216,8 @@ async fn a_polled_source_that_keeps_its_token_is_only_polled() {
     let _store = issuer.store(Some(10 * SECOND)).await;
     tokio::time::sleep(HOUR - SECOND).await;
     let short = issuer.gaps(0).iter().filter(|gap| **gap < 7.998).count();
-    assert!(short <= 5, "{short} gaps are shorter than the interval"); // the first of all, and in the last seconds
+    // The one at which the refresh is due, and in the last 20 s a wait is half of the time that is left.
+    assert!(short <= 8, "{short} gaps are shorter than the interval");
 }
 
 #[tokio::test(start_paused = true)]
