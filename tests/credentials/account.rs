@@ -227,8 +227,14 @@ impl Stack {
 }
 
 fn client() -> reqwest::ClientBuilder {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none())
+    // Without the roots of this system, which may have none.
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let builder = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls);
+    builder.redirect(reqwest::redirect::Policy::none())
 }
 
 /// What the mock saw: whether it accepted the request, and for which accounts it was.

@@ -13,7 +13,7 @@ use tower_fal::{
 
 use crate::{
     proxy::Proxy,
-    support::{EXPIRED, World, token},
+    support::{EXPIRED, World, token, without_network},
 };
 
 const CHILD: &str = "TOWER_FAL_LOGIN_CLIENT";
@@ -40,12 +40,7 @@ async fn child() {
 async fn run(world: &World, url: &str, variables: &[(&str, &str)]) -> String {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", "endpoints::child", "--nocapture"]).env(CHILD, url);
-    for name in
-        ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"]
-    {
-        command.env_remove(name);
-    }
-    command.env_remove("SSL_CERT_DIR");
+    without_network(&mut command);
     command.env("FAL_HOME_DIR", world.home.path()).env("FAL_CONFIG_PATH", world.home.path().join("config.toml"));
     command.envs(variables.iter().copied()).stderr(Stdio::null()).kill_on_drop(true);
     let output = command.output().await.unwrap();

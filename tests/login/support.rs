@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use tempfile::TempDir;
+use tokio::process::Command;
 use tower_fal::{
     Credential, SourceError,
     error::report,
@@ -72,6 +73,16 @@ impl World {
             assert!(!texts.contains(secret), "{texts}");
         }
     }
+}
+
+/// Without the proxies and the directory of root certificates of whoever runs the tests.
+pub(crate) fn without_network(command: &mut Command) {
+    for name in
+        ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"]
+    {
+        command.env_remove(name);
+    }
+    command.env_remove("SSL_CERT_DIR");
 }
 
 /// The token that a credential sends.
