@@ -250,6 +250,14 @@ pub(crate) async fn gives_up(command: &mut Command) -> (Option<i32>, String, Str
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
+/// Raises the limit of open files of this process, as far as the system allows it.
+pub(crate) fn raise_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+}
+
 /// A server within the test, which ends with this.
 pub(crate) struct Served {
     pub(crate) url: String,

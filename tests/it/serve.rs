@@ -26,7 +26,7 @@ use tokio::{
 use tower_fal::mock::MockFal;
 
 use crate::{
-    app::{Answer, App, Ended, Served, app},
+    app::{Answer, App, Ended, Served, app, raise_limit},
     axum_byok::{self, ACME},
     support::{key, nobody},
 };
@@ -299,14 +299,6 @@ async fn survives_a_flood(count: usize, max_connections: usize, header_timeout: 
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     assert!(!log.contains("still open"), "{log}");
     assert!(log.lines().count() < 20, "an attack is not a line for each connection: {log}");
-}
-
-/// The limit of open files of this process, as far as the system allows it.
-fn raise_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
 }
 
 #[cfg(target_os = "linux")]

@@ -439,11 +439,21 @@ async fn open_streams_end_before_the_process_does() {
     assert!(!program.log.await.unwrap().contains(SECRET));
 }
 
+/// The limit of open files of this process, which is raised as far as the system allows it.
+fn most_files() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    maximum.unwrap_or(u64::MAX)
+}
+
 #[tokio::test]
 async fn a_thousand_slow_clients_do_not_keep_a_fast_one_waiting() {
     let program = Program::start(&["--allow-anonymous"]).await;
     let mut slow = Vec::new();
-    for number in 0..1000 {
+    // Where 1,024 files are all that there is, the program takes fewer connections, too.
+    for number in 0..if most_files() >= 4096 { 1000 } else { 400 } {
         let mut stream = program.server.connect().await;
         let bytes = Raw { body: "", ..Raw::post(RUN) }.line("content-length: 100").bytes();
         // Half of them do not end their heads, the others their bodies.
