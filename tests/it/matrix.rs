@@ -256,6 +256,7 @@ async fn cancellation(stack: Stack) {
     world.source.loads_reach(2).await; // it waits for the reload that it has asked for
     request.abort();
     assert!(request.await.unwrap_err().is_cancelled());
+    client.idle().await;
     world.source.open();
 
     // Nobody else has asked, and it comes all the same.

@@ -27,7 +27,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use reqwest_middleware::ClientWithMiddleware;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 use tower::{Layer as _, Service, ServiceExt as _, util::BoxCloneSyncService};
 use tower_fal::{
     CredentialStore, FalAuthError,
@@ -81,13 +81,16 @@ pub(super) struct Client {
 enum Kind {
     Tower(Tower),
     Reqwest(ClientWithMiddleware),
-    Forwarded { front: SocketAddr, errors: Errors },
+    Forwarded { front: SocketAddr, errors: Errors, free: Arc<Semaphore> },
 }
 
 type Tower = BoxCloneSyncService<Request<AnyBody>, Response<AnyBody>, FalAuthError>;
 
 /// What the forwarding server could not pass on, by the number that its answer carries.
 type Errors = Arc<Mutex<Vec<Option<FalAuthError>>>>;
+
+/// How many requests the forwarding server takes at once.
+const MOST_FORWARDED: u32 = 1000;
 
 impl Stack {
     /// With a refused key it waits until there is another one.
@@ -113,7 +116,7 @@ impl Client {
         let result = match &self.inner {
             Kind::Tower(tower) => through_tower(tower.clone(), sent).await,
             Kind::Reqwest(client) => through_reqwest(client, sent).await,
-            Kind::Forwarded { front, errors } => through_a_server(*front, errors, sent).await,
+            Kind::Forwarded { front, errors, .. } => through_a_server(*front, errors, sent).await,
         };
         let error = match result {
             Ok((status, body)) => return Outcome::Answered(status, body),
@@ -122,6 +125,15 @@ impl Client {
         match FalAuthError::find(&*error).and_then(FalAuthError::refusal) {
             Some(refusal) => Outcome::Refused(refusal.clone()),
             None => Outcome::Failed(error),
+        }
+    }
+}
+
+impl Client {
+    /// Waits until nothing is under way in a server in front: it takes a while to see that a caller has gone.
+    pub(super) async fn idle(&self) {
+        if let Kind::Forwarded { free, .. } = &self.inner {
+            drop(free.acquire_many(MOST_FORWARDED).await.unwrap());
         }
     }
 }
@@ -238,16 +250,19 @@ const ERROR: &str = "x-error";
 
 /// A server on loopback that forwards what it is sent.
 async fn forwarded(fal: Tower) -> Client {
-    let errors = Errors::default();
-    let app = Router::new().fallback(forward).with_state((fal, Arc::clone(&errors)));
+    let (errors, free) = (Errors::default(), Arc::new(Semaphore::new(MOST_FORWARDED as usize)));
+    let app = Router::new().fallback(forward).with_state((fal, Arc::clone(&errors), Arc::clone(&free)));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let front = listener.local_addr().unwrap();
     let mut server = JoinSet::new();
     server.spawn(async move { axum::serve(listener, app).await.unwrap() });
-    Client { inner: Kind::Forwarded { front, errors }, _server: Some(Arc::new(server)) }
+    Client { inner: Kind::Forwarded { front, errors, free }, _server: Some(Arc::new(server)) }
 }
 
-async fn forward(State((fal, errors)): State<(Tower, Errors)>, inbound: Inbound) -> Outbound {
+type Shared = (Tower, Errors, Arc<Semaphore>);
+
+async fn forward(State((fal, errors, free)): State<Shared>, inbound: Inbound) -> Outbound {
+    let _under_way = free.acquire().await.unwrap();
     let uri: Uri = format!("https:/{}", inbound.uri().path()).parse().unwrap();
     let tenant = inbound.headers().get(TENANT).map(|n| n.to_str().unwrap().parse().unwrap());
     let mut request = Request::post(uri).body(inbound.into_body()).unwrap();
