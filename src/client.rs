@@ -166,6 +166,7 @@ impl<B: Send + 'static> FalClient<B> {
         R: Body + Send + 'static,
         R::Error: Into<BoxError> + Send,
     {
+        // Not `BodyExt::map_frame`, which loses the size hint.
         let boxed = service.map_response(|response: Response<R>| {
             response.map(|body| PeekedBody::whole(body).map_err(|error| FalBodyError(error.into())).boxed_unsync())
         });
@@ -262,6 +263,12 @@ mod tests {
             let answer = sent.await.unwrap().unwrap().into_body().collect().await.unwrap();
             assert_eq!(answer.to_bytes(), body);
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_keeps_its_length() {
+        let answer = echo().request(Request::new("four".into())).await.unwrap();
+        assert_eq!(answer.body().size_hint().exact(), Some(4));
     }
 
     #[tokio::test]

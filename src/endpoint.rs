@@ -2,12 +2,8 @@
 
 use std::sync::Arc;
 
+pub(crate) use crate::application::split_app;
 use crate::pattern::{InvalidPattern, Segments};
-
-/// What stands before the owner in the ids of some endpoints.
-///
-/// Source: `@fal-ai/client` 1.10.1 (`utils.ts`).
-const NAMESPACES: [&str; 2] = ["workflows", "comfy"];
 
 /// The patterns of the endpoints that may be used. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -57,17 +53,6 @@ impl Endpoints {
     }
 }
 
-/// The app of an endpoint and what follows it: `fal-ai/flux` and `dev` of `fal-ai/flux/dev`. The ids of workflows have one
-/// segment more.
-pub(crate) fn split_app(path: &str) -> Option<(&str, Option<&str>)> {
-    let first = path.split('/').next()?;
-    let segments = if NAMESPACES.contains(&first) { 3 } else { 2 };
-    match path.match_indices('/').nth(segments - 1) {
-        Some((end, _)) => Some((&path[..end], Some(&path[end + 1..]))),
-        None => (path.matches('/').count() == segments - 1).then_some((path, None)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,22 +93,6 @@ mod tests {
         }
         for app in ["fal-ai/other", "workflows/acme/dogs", "fal-ai/flux2"] {
             assert!(!endpoints.covers_app(app), "{app}");
-        }
-    }
-
-    #[test]
-    fn an_app_has_two_segments_and_that_of_a_workflow_three() {
-        for (path, split) in [
-            ("fal-ai/flux", Some(("fal-ai/flux", None))),
-            ("fal-ai/flux/dev/x", Some(("fal-ai/flux", Some("dev/x")))),
-            ("fal-ai/flux/", Some(("fal-ai/flux", Some("")))),
-            ("workflows/acme/cats/requests/1", Some(("workflows/acme/cats", Some("requests/1")))),
-            ("comfy/acme/cats", Some(("comfy/acme/cats", None))),
-            ("comfy/acme", None),
-            ("json", None),
-            ("", None),
-        ] {
-            assert_eq!(split_app(path), split, "{path}");
         }
     }
 

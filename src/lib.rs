@@ -125,6 +125,7 @@ pub mod __fuzz;
 #[cfg(feature = "realtime")]
 #[allow(dead_code)] // the proxy uses all of it
 mod answer;
+mod application;
 #[doc(alias = "inject", alias = "bring your own key")]
 pub mod auth;
 #[cfg(feature = "axum")]

@@ -21,8 +21,13 @@
 //! While a key stays revoked, reloads back off: at 0, 1, 3, 7, 15 and 31 s and then once a minute (each ±20 %), plus
 //! once 200 ms before the first waiting request gives up. After one request has waited in full without a newer key, the
 //! next ones fail immediately for a minute. Both end when fal accepts the key again: a success is proof, and a refusal may
-//! be an application's lie. For the same reason a refusal of a key that fal accepts at that time takes nothing from other
+//! be an application's lie. For the same reason both are kept for each application: what one has claimed takes no reload
+//! and no wait from requests to another. And a refusal of a key that fal accepts at that time takes nothing from other
 //! requests.
+//!
+//! An application is a host and the first two segments of the path (three behind `workflows/` and `comfy/`). The last 64
+//! are remembered; when there are more, the oldest one of the owner (the segment before the last) who has the most is
+//! forgotten. However many there are, refusals cause at most two reloads a second.
 //!
 //! A request is sent again at most once with a newer credential and at most once with the previous one (and once with the
 //! newest one again, if fal has come to accept that since), and only if its body can be sent again: see [`ReplayBody`].
@@ -83,6 +88,7 @@ pub(crate) mod body;
 mod future;
 mod head;
 mod mode;
+mod places;
 pub(crate) mod policy;
 #[cfg(feature = "transient")]
 pub(crate) mod retry_after;
@@ -183,7 +189,7 @@ impl<M> FalRetryLayer<M> {
     }
 
     /// How many refused requests may wait for a newer credential at once. Default: 1,024. Others get their error
-    /// immediately.
+    /// immediately. An eighth of the places is kept for requests to owners, such as `fal-ai`, of whom no other request waits.
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.policy.set_max_waiting(requests);
         self
@@ -206,7 +212,7 @@ impl<M> FalRetryLayer<M> {
         self
     }
 
-    /// Lets a 403 reload the store too, at most once a minute. The request is sent again if that brings another
+    /// Lets a 403 reload the store too, at most once a minute for each application. The request is sent again if that brings another
     /// credential. A locked account and the application's own 403 are left out. Default: off, since another key seldom
     /// cures a 403.
     pub fn reload_on_forbidden(mut self) -> Self {

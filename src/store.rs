@@ -41,6 +41,7 @@ use self::{
     wait::finished,
 };
 use crate::{
+    application::Application,
     credential::Credential,
     error::{Reason, SourceError},
     source::{CredentialSource as _, EnvSource},
@@ -70,6 +71,7 @@ pub use self::{
 };
 pub(crate) use self::{
     evidence::Mark,
+    pace::Claim,
     standby::Candidate,
     wait::{WaitFor, Waited},
 };
@@ -172,16 +174,17 @@ impl CredentialStore {
             return Ok(Reloaded::Changed(newest));
         }
         let driver = self.shared.driver.as_ref().ok_or(ReloadError::NeverReloads)?;
+        // Of no application: whoever calls this has judged the refusal.
+        let claim = Claim { application: Application::at(None, ""), reason: Reason::UnknownCredential };
         loop {
-            let (load, joined) =
-                match self.shared.demand_past(driver, refused, Reason::UnknownCredential, Urgency::Normal) {
-                    Past::Newer(generation) => return Ok(Reloaded::Changed(generation)),
-                    Past::CoolingDown { .. } if driver.is_gone() => return Err(ReloadError::DriverGone),
-                    Past::CoolingDown { answer, .. } => {
-                        return answer.map(Reloaded::Unchanged).map_err(ReloadError::Failed);
-                    }
-                    Past::Load { number, joined } => (number, joined),
-                };
+            let (load, joined) = match self.shared.demand_past(driver, refused, claim, Urgency::Normal) {
+                Past::Newer(generation) => return Ok(Reloaded::Changed(generation)),
+                Past::CoolingDown { .. } if driver.is_gone() => return Err(ReloadError::DriverGone),
+                Past::CoolingDown { answer, .. } => {
+                    return answer.map(Reloaded::Unchanged).map_err(ReloadError::Failed);
+                }
+                Past::Load { number, joined } => (number, joined),
+            };
             let result = finished(driver, load).await?;
             let now = self.shared.newest();
             if now > refused {
@@ -265,9 +268,9 @@ impl CredentialStore {
 
     /// Has the driver look for a newer credential than this one, as [`reload_past`](Self::reload_past), but does not
     /// wait for it.
-    pub(crate) fn ask_past(&self, refused: Generation, reason: Reason) {
+    pub(crate) fn ask_past(&self, refused: Generation, claim: Claim) {
         if let Some(driver) = &self.shared.driver {
-            self.shared.demand_past(driver, refused, reason, Urgency::Normal);
+            self.shared.demand_past(driver, refused, claim, Urgency::Normal);
         }
     }
 
@@ -276,12 +279,12 @@ impl CredentialStore {
     pub(crate) async fn wait_past(
         &self,
         refused: Generation,
-        reason: Reason,
+        claim: Claim,
         tried: &[(Snapshot, Mark)],
         wait_for: WaitFor,
         timeout: Duration,
     ) -> Waited {
-        wait::wait_past(&self.shared, refused, reason, tried, wait_for, timeout).await
+        wait::wait_past(&self.shared, refused, claim, tried, wait_for, timeout).await
     }
 }
 

@@ -5,6 +5,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::{Kept, LockReason, Reason, ReloadError};
 use crate::{
+    application::Application,
     credential::{AccountId, KeyId},
     generation::Generation,
 };
@@ -49,6 +50,8 @@ pub struct Refusal {
 
 /// The facts about a refused attempt: lent to the rule and to the event, and made a [`Refusal`] at the end.
 pub(crate) struct RefusalParts {
+    /// What the request was for.
+    pub(crate) application: Application,
     pub(crate) status: StatusCode,
     pub(crate) reason: Reason,
     pub(crate) detail: Option<String>,
@@ -88,6 +91,7 @@ impl RefusalParts {
     /// Of a request with its own credential, and an answer without a word.
     pub(crate) fn of_request(status: StatusCode, reason: Reason, source: Arc<str>) -> Self {
         Self {
+            application: Application::at(None, ""),
             status,
             reason,
             detail: None,

@@ -7,6 +7,7 @@ use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware,
 
 use super::service::{crossed_origin, with_url};
 use crate::{
+    application::Application,
     auth::{Authorizer, FalAuthLayer, Stamp, is_refusal},
     error::{FalAuthError, Refusal, foreign::Findable},
     layer::FalLayer,
@@ -158,7 +159,8 @@ async fn examine<M: Mode>(
     copy: Option<Request>,
 ) -> ControlFlow<Result<Response, Error>, Request> {
     let replayable = copy.is_some();
-    let examined = attempts.examine::<_, M>(with_url(response), stamp, replayable).await;
+    let application = Application::at(response.url().host_str(), response.url().path());
+    let examined = attempts.examine::<_, M>(application, with_url(response), stamp, replayable).await;
     match examined.replay.zip(copy) {
         Some((with, copy)) => {
             attempts.replay(with, examined.tried);

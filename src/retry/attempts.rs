@@ -19,6 +19,7 @@ use super::{
     transient::Progress,
 };
 use crate::{
+    application::Application,
     auth::{SendWith, Stamp, is_refusal},
     credential::Credential,
     error::{FalAuthError, Refusal, RefusalParts, Replayed},
@@ -111,9 +112,11 @@ impl Attempts {
         self.policy.is_final(status)
     }
 
-    /// Looks at a refusal. `replayable` says whether the request can be sent again as things stand.
+    /// Looks at a refusal of a request to this application. `replayable` says whether the request can be sent again as
+    /// things stand.
     pub(crate) fn examine<R, M>(
         &mut self,
+        application: Application,
         response: Response<R>,
         sent_with: Stamp,
         replayable: bool,
@@ -124,7 +127,8 @@ impl Attempts {
         M: Mode,
     {
         let tried = std::mem::take(&mut self.tried);
-        Arc::clone(&self.policy).examine::<R, M>(response, sent_with, tried, replayable, self.replayed)
+        let policy = Arc::clone(&self.policy);
+        policy.examine::<R, M>(application, response, sent_with, tried, replayable, self.replayed)
     }
 
     /// The next attempt is a replay.

@@ -21,7 +21,10 @@ use super::{
     mode::sealed,
     policy::{Examined, Policy},
 };
-use crate::error::{BoxError, FalAuthError, Refusal};
+use crate::{
+    application::Application,
+    error::{BoxError, FalAuthError, Refusal},
+};
 
 /// Response future of [`FalRetry`](super::FalRetry).
 #[pin_project]
@@ -169,7 +172,8 @@ where
                 if self.attempts.is_final(response.status()) {
                     self.body.keep_no_longer();
                 }
-                let examining = self.attempts.examine::<R, M>(response, stamp, replayable);
+                let application = Application::at(self.head.uri.host(), self.head.uri.path());
+                let examining = self.attempts.examine::<R, M>(application, response, stamp, replayable);
                 ControlFlow::Continue(State::Examining { examining: Box::pin(examining) })
             }
             (Next::BackOff(wait), result) => match self.body.start_over() {

@@ -3,27 +3,29 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use http::{Extensions, Response, StatusCode};
 use http_body::Body;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     Mode,
     body::{Peeked, PeekedBody, ReplayMemory},
+    places::Places,
     rule::{self, Decision, Other, Outcome},
     transient::Transient,
 };
 use crate::{
+    application::{Application, ByApplication},
     auth::Stamp,
     credential::Credential,
     error::{Kept, Reason, RefusalParts, ReloadError, Replayed, classify},
     events,
     generation::Generation,
-    store::{Candidate, CredentialStore, Mark, Snapshot, WaitFor},
+    store::{Candidate, Claim, CredentialStore, Mark, Snapshot, WaitFor},
 };
 
 const DEFAULT_MAX_BODY: u64 = 256 * 1024;
@@ -33,10 +35,11 @@ const DEFAULT_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
 const DEFAULT_MAX_WAITING: usize = 1024;
 const DEFAULT_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often a 403 may cause a load of the source, if it may at all.
+/// How often a 403 of one application may cause a load of the source, if it may at all.
 const FORBIDDEN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// After one request has waited in full without a newer credential, others do not wait, for this long.
+/// After one request has waited in full without a newer credential, others to the same application do not wait, for this
+/// long.
 const FUTILE_WAIT_STANDS: Duration = Duration::from_secs(60);
 
 /// The options of a layer, and what all services that come from it share.
@@ -58,11 +61,18 @@ pub(crate) struct Policy {
 /// What the services of a layer share: those who wait for a newer credential, and the count of refusals.
 #[derive(Debug)]
 struct LayerState {
-    places: Semaphore,
-    /// The last wait of each reason that brought no newer credential.
-    futile_waits: Mutex<BTreeMap<&'static str, FutileWait>>,
-    last_forbidden: Mutex<Option<Instant>>,
+    places: Places,
+    noted: Mutex<ByApplication<Noted>>,
     refusals: events::Refusals,
+}
+
+/// What came of the refusals of one application. It says nothing about requests to another one.
+#[derive(Debug, Default)]
+struct Noted {
+    /// The last wait of each reason that brought no newer credential.
+    futile_waits: BTreeMap<&'static str, FutileWait>,
+    /// When a 403 last asked the source.
+    last_forbidden: Option<Instant>,
 }
 
 /// A request has waited in full for a newer credential than this one, without getting one.
@@ -152,9 +162,10 @@ impl Policy {
         tokio::time::sleep(wait).await;
     }
 
-    /// Reads a refusal, and finds out what follows from it.
+    /// Reads a refusal of a request to this application, and finds out what follows from it.
     pub(super) async fn examine<R: Body, M: Mode>(
         self: Arc<Self>,
+        application: Application,
         response: Response<R>,
         sent_with: Stamp,
         mut tried: Tried,
@@ -181,6 +192,7 @@ impl Policy {
         let reported = newest.filter(|_| refused_by_fal).or_else(|| sent_with.snapshot());
         let refused = reported.map_or_else(|| sent_with.credential(), Snapshot::credential);
         let mut parts = RefusalParts {
+            application,
             status: head.status,
             reason: said.reason,
             detail: said.detail,
@@ -229,13 +241,13 @@ impl Policy {
     ) -> (Outcome, Option<Replay>) {
         let (decision, replay) = self.decide(parts, store, tried);
         let asks = matches!(decision, Decision::Reload | Decision::Done(Outcome::RefusedAndReloaded));
-        if asks && parts.status == StatusCode::FORBIDDEN && !self.shared.take_forbidden_reload() {
+        if asks && parts.status == StatusCode::FORBIDDEN && !self.shared.take_forbidden_reload(parts.application) {
             return (Outcome::Refused, None);
         }
         match decision {
             Decision::Done(outcome) => {
                 if outcome == Outcome::RefusedAndReloaded {
-                    store.ask_past(newest.0.generation(), parts.reason);
+                    store.ask_past(newest.0.generation(), claim(parts));
                 }
                 (outcome, replay)
             }
@@ -262,20 +274,24 @@ impl Policy {
         newest: &(Snapshot, Mark),
     ) -> Option<ReloadError> {
         let generation = newest.0.generation();
-        let Ok(_place) = self.shared.places.try_acquire() else {
-            store.ask_past(generation, parts.reason);
+        let Some(_place) = self.shared.places.take(parts.application) else {
+            store.ask_past(generation, claim(parts));
             return None;
         };
         // Keys are often revoked before their successor is in place, so wait even if the source still returns the old
         // one. If one full wait brought nothing, later requests skip it.
-        let waits = parts.status == StatusCode::UNAUTHORIZED && !self.shared.is_wait_futile(parts.reason, newest);
+        let waits = parts.status == StatusCode::UNAUTHORIZED && !self.shared.is_wait_futile(parts, newest);
         let wait_for = if waits { WaitFor::Newer } else { WaitFor::OneAnswer };
-        let waited = store.wait_past(generation, parts.reason, tried, wait_for, self.reload_wait).await;
+        let waited = store.wait_past(generation, claim(parts), tried, wait_for, self.reload_wait).await;
         if waited.timed_out && waits {
-            self.shared.note_futile_wait(parts.reason, newest);
+            self.shared.note_futile_wait(parts, newest);
         }
         waited.error
     }
+}
+
+fn claim(refused: &RefusalParts) -> Claim {
+    Claim { application: refused.application, reason: refused.reason }
 }
 
 /// The newest of the credentials that a request was refused with.
@@ -315,18 +331,13 @@ fn other(candidates: [Option<Candidate>; 2], tried: &Tried, replayed: Replayed) 
 
 impl LayerState {
     fn new(places: usize) -> Self {
-        Self {
-            places: Semaphore::new(places.min(Semaphore::MAX_PERMITS)),
-            futile_waits: Mutex::default(),
-            last_forbidden: Mutex::default(),
-            refusals: events::Refusals::default(),
-        }
+        Self { places: Places::new(places), noted: Mutex::default(), refusals: events::Refusals::default() }
     }
 
-    fn is_wait_futile(&self, reason: Reason, newest: &(Snapshot, Mark)) -> bool {
+    fn is_wait_futile(&self, refused: &RefusalParts, newest: &(Snapshot, Mark)) -> bool {
         let (generation, mark) = (newest.0.generation(), newest.1);
-        let futile_waits = self.futile_waits.lock().unwrap_or_else(PoisonError::into_inner);
-        futile_waits.get(reason.as_str()).is_some_and(|futile| {
+        let mut noted = self.noted();
+        noted.of(refused.application).futile_waits.get(refused.reason.as_str()).is_some_and(|futile| {
             // If it was accepted since, that wait says nothing about this refusal.
             let still_holds =
                 futile.generation > generation || (futile.generation == generation && futile.mark == mark);
@@ -334,19 +345,24 @@ impl LayerState {
         })
     }
 
-    fn note_futile_wait(&self, reason: Reason, newest: &(Snapshot, Mark)) {
+    fn note_futile_wait(&self, refused: &RefusalParts, newest: &(Snapshot, Mark)) {
         let futile = FutileWait { generation: newest.0.generation(), mark: newest.1, at: Instant::now() };
-        self.futile_waits.lock().unwrap_or_else(PoisonError::into_inner).insert(reason.as_str(), futile);
+        self.noted().of(refused.application).futile_waits.insert(refused.reason.as_str(), futile);
     }
 
-    /// Whether a 403 may ask the source now. If so, the next one may not for a while.
-    fn take_forbidden_reload(&self) -> bool {
+    /// Whether a 403 of this application may ask the source now. If so, the next one may not for a while.
+    fn take_forbidden_reload(&self, application: Application) -> bool {
         let now = Instant::now();
-        let mut last = self.last_forbidden.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.noted();
+        let last = &mut noted.of(application).last_forbidden;
         let may = last.is_none_or(|last| now.duration_since(last) >= FORBIDDEN_INTERVAL);
         if may {
             *last = Some(now);
         }
         may
+    }
+
+    fn noted(&self) -> MutexGuard<'_, ByApplication<Noted>> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -61,17 +61,22 @@ impl Evidence {
     /// fal accepted a request that was sent when the evidence stood at `sent`.
     #[cold]
     pub(super) fn accept(&self, generation: Generation, sent: Mark) {
+        if self.note(sent)
+            && let Some(store) = self.store.upgrade()
+        {
+            store.accepted(generation);
+        }
+    }
+
+    /// Notes that a request was accepted, and returns whether the store has to hear of it.
+    pub(super) fn note(&self, sent: Mark) -> bool {
         let accepted = self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |now| {
             // A request that was sent before the refusal proves nothing about the time after it. One that was never
             // accepted is accepted now, whenever the request was sent: fal has only just come to know it.
             let is_news = now & ACCEPTED == 0 && (now == 0 || now == sent.0 & !ACCEPTED);
             is_news.then_some(now | ACCEPTED)
         });
-        if accepted.is_ok()
-            && let Some(store) = self.store.upgrade()
-        {
-            store.accepted(generation);
-        }
+        accepted.is_ok()
     }
 
     /// A claim that fal does not know the credential. Until it is accepted again, it is in doubt.

@@ -1,24 +1,48 @@
 //! How often refusals may have the source loaded.
+//!
+//! Each application has a pace of its own, so that none takes a load from the requests to another one. A load is an
+//! answer to all, whoever had asked for it, so there is a short pause after each that is everybody's: however many
+//! applications there are, loads stay few.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::{
+    application::{Application, ByApplication},
     backoff::{exponential, jittered},
     error::Reason,
     generation::Generation,
 };
 
-/// How long refusals ask no more after a load that they had asked for: this long at first, then twice as long with each
-/// load, each varied by a fifth.
+/// How long refusals by one application ask no more after a load that they had asked for: this long at first, then twice
+/// as long with each load, each varied by a fifth.
 const COOL_DOWN: Duration = Duration::from_secs(1);
 const LONGEST_COOL_DOWN: Duration = Duration::from_secs(60);
+
+/// How long no refusal asks after a load that any had asked for.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A refusal is a claim: by this application, or by fal itself about a request to it, and for this reason.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claim {
+    pub(crate) application: Application,
+    pub(crate) reason: Reason,
+}
+
+/// When refusals may ask for a load.
+#[derive(Default)]
+pub(super) struct Paces {
+    by_application: ByApplication<PacesOfOne>,
+    /// Whether the next load to end was asked for by a refusal.
+    asked: bool,
+    paused_until: Option<Instant>,
+}
 
 /// The paces of both kinds of refusals: those in fal's own words, that it does not know the key, and all others. An
 /// application that answers in words of its own must not use up the loads of the former.
 #[derive(Default)]
-pub(super) struct Paces {
+struct PacesOfOne {
     unknown_key: Pace,
     other: Pace,
 }
@@ -34,9 +58,9 @@ pub(super) enum Urgency {
     Since(Instant),
 }
 
-/// The pace of one kind of refusals.
+/// The pace of one kind of refusals by one application.
 #[derive(Default)]
-pub(super) struct Pace {
+struct Pace {
     /// Whether the next load to end was asked for by a refusal of this kind.
     asked: bool,
     cool_down: Option<CoolDown>,
@@ -51,66 +75,80 @@ struct CoolDown {
 }
 
 impl Paces {
-    pub(super) fn of(&mut self, reason: Reason) -> &mut Pace {
-        if reason == Reason::UnknownCredential { &mut self.unknown_key } else { &mut self.other }
+    /// Until when this refusal of this generation may ask for no load.
+    pub(super) fn cooling_until(&mut self, claim: Claim, current: Generation, urgency: Urgency) -> Option<Instant> {
+        if let Urgency::Since(_) = urgency {
+            return None;
+        }
+        let paused = self.paused_until.filter(|until| Instant::now() < *until);
+        paused.or_else(|| self.of(claim).cooling_until(current, urgency == Urgency::LastChance))
+    }
+
+    /// This refusal has asked for a load that is still to end.
+    pub(super) fn asked(&mut self, claim: Claim) {
+        self.asked = true;
+        self.of(claim).asked = true;
     }
 
     /// A load has ended: starts the cool-downs of those who had asked for it. Returns whether any had.
     pub(super) fn load_ended(&mut self) -> bool {
-        let mut is_for_refusal = false;
-        for pace in [&mut self.unknown_key, &mut self.other] {
-            if std::mem::take(&mut pace.asked) {
-                pace.cool_down();
-                is_for_refusal = true;
-            }
+        let is_for_refusal = std::mem::take(&mut self.asked);
+        if is_for_refusal {
+            self.paused_until = Some(Instant::now() + PAUSE);
+            self.all().for_each(Pace::load_ended);
         }
         is_for_refusal
     }
 
     /// Another credential is the newest one now: no refusal has asked for its successor.
     pub(super) fn nothing_asked(&mut self) {
-        (self.unknown_key.asked, self.other.asked) = (false, false);
+        self.asked = false;
+        self.all().for_each(|pace| pace.asked = false);
     }
 
     /// There is another credential, and no refusal had asked for it.
     pub(super) fn reset(&mut self) {
-        (self.unknown_key.cool_down, self.other.cool_down) = (None, None);
+        self.paused_until = None;
+        self.all().for_each(|pace| pace.cool_down = None);
     }
 
     /// fal has accepted the credential. The refusals before that were no reason to ask the source less often.
     pub(super) fn accepted(&mut self) {
-        let Pace { cool_down, last_chance, .. } = &mut self.unknown_key;
-        *last_chance = None;
-        if let Some(cool_down) = cool_down {
-            cool_down.next_step = 0;
+        for Pace { cool_down, last_chance, .. } in self.by_application.all().map(|paces| &mut paces.unknown_key) {
+            *last_chance = None;
+            if let Some(cool_down) = cool_down {
+                cool_down.next_step = 0;
+            }
         }
+    }
+
+    fn of(&mut self, claim: Claim) -> &mut Pace {
+        let PacesOfOne { unknown_key, other } = self.by_application.of(claim.application);
+        if claim.reason == Reason::UnknownCredential { unknown_key } else { other }
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Pace> {
+        self.by_application.all().flat_map(|PacesOfOne { unknown_key, other }| [unknown_key, other])
     }
 }
 
 impl Pace {
-    /// Until when a refusal of this generation may ask for no load.
-    pub(super) fn cooling_until(&mut self, current: Generation, urgency: Urgency) -> Option<Instant> {
+    fn cooling_until(&mut self, current: Generation, is_last_chance: bool) -> Option<Instant> {
         let now = Instant::now();
         let last_chance_used = self.last_chance.is_some_and(|(of, at)| of == current && at + LONGEST_COOL_DOWN > now);
-        match urgency {
-            Urgency::Since(_) => return None,
-            Urgency::LastChance if !last_chance_used => {
-                self.last_chance = Some((current, now));
-                return None;
-            }
-            Urgency::LastChance | Urgency::Normal => {}
+        if is_last_chance && !last_chance_used {
+            self.last_chance = Some((current, now));
+            return None;
         }
         self.cool_down.as_ref().map(|cool_down| cool_down.until).filter(|until| now < *until)
     }
 
-    /// A refusal of this kind has asked for a load that is still to end.
-    pub(super) fn asked(&mut self) {
-        self.asked = true;
-    }
-
     /// Starts a cool-down after a load that a refusal had asked for, even if it brought a new credential: a source that
     /// keeps producing credentials which fal rejects must not be loaded once per request.
-    fn cool_down(&mut self) {
+    fn load_ended(&mut self) {
+        if !std::mem::take(&mut self.asked) {
+            return;
+        }
         let now = Instant::now();
         // A cool-down that ended long ago does not count.
         let recent = self.cool_down.as_ref().filter(|last| now < last.until + LONGEST_COOL_DOWN);

@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     clock::Clock,
     evidence::{Evidence, Mark, Witness},
-    pace::{Paces, Urgency},
+    pace::{Claim, Paces, Urgency},
     slot::{Slot, Snapshot},
     standby::{Candidate, Standby},
     status::{DriverState, Status},
@@ -257,22 +257,16 @@ impl Shared {
         want(driver, writer.loads_begun + 1)
     }
 
-    /// Asks for a newer credential than the one that was refused, for this reason. One load answers all who ask at the
-    /// same time.
-    pub(super) fn demand_past(
-        &self,
-        driver: &DriverLink,
-        refused: Generation,
-        reason: Reason,
-        urgency: Urgency,
-    ) -> Past {
+    /// Asks for a newer credential than the one that was refused, because of this claim. One load answers all who ask at
+    /// the same time.
+    pub(super) fn demand_past(&self, driver: &DriverLink, refused: Generation, claim: Claim, urgency: Urgency) -> Past {
         let mut writer = self.writer();
         let newest = self.newest();
         if newest > refused {
             return Past::Newer(newest);
         }
         let current = self.slot.load().generation();
-        if let Some(until) = writer.paces.of(reason).cooling_until(current, urgency) {
+        if let Some(until) = writer.paces.cooling_until(claim, current, urgency) {
             return Past::CoolingDown {
                 until,
                 answer: self.status.borrow().last_error.clone().map_or(Ok(current), Err),
@@ -284,10 +278,10 @@ impl Shared {
         };
         if !last_counts || writer.loading {
             writer.current_when_asked = Some(current);
-            writer.paces.of(reason).asked();
+            writer.paces.asked(claim);
         }
         // A load under way may bring a newer one all the same. If it does not, another one follows at once.
-        if reason.is_cured_by_another_key() && !(last_counts && writer.told == Some(refused)) {
+        if claim.reason.is_cured_by_another_key() && !(last_counts && writer.told == Some(refused)) {
             let newest = writer.standby.newest_snapshot().cloned().unwrap_or_else(|| self.slot.load());
             writer.refused = Some(newest).filter(|newest| newest.generation() == refused);
         }

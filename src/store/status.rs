@@ -85,6 +85,10 @@ pub struct Status {
     pub driver: DriverState,
     /// Whether fal has accepted the current credential: a request that carried it had an answer that only an accepted
     /// credential gets. It stays `true` when a later request is refused.
+    ///
+    /// A 2xx of a public application counts as well, though fal may not have looked at the credential for it. The
+    /// answer to a WebSocket handshake does not count, so a server that opens nothing else may never see `true`. What to
+    /// do in both cases is on the page about [rotation](crate::docs::rotation#what-proves-nothing).
     pub accepted: bool,
     /// The newest credential, while fal does not accept it yet and requests are sent with the previous one: see
     /// [`PendingCredential`].

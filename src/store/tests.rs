@@ -14,7 +14,7 @@ use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tokio_test::{assert_pending, task};
 
-use super::*;
+use super::{evidence::Witness as _, *};
 use crate::{
     error::{BoxError, LockReason, SourceErrorKind},
     source::{LoadReason, from_fn_with},
@@ -413,6 +413,10 @@ async fn a_source_is_told_of_an_expiry_and_renews_once() {
     assert_eq!(source.renewals(), 2);
 }
 
+fn claim(reason: Reason) -> Claim {
+    Claim { application: Application::at(Some("fal.run"), "/fal-ai/flux"), reason }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_source_is_told_which_credential_fal_refused() {
     let source = Renewing::new(None);
@@ -437,12 +441,12 @@ async fn what_no_other_key_cures_is_no_refusal_to_a_source() {
     let store = source.store().await;
     for reason in [Reason::Application, Reason::InsufficientPermissions, Reason::AccountLocked(LockReason::TopUp)] {
         tokio::time::sleep(120 * SECOND).await;
-        store.ask_past(store.generation(), reason);
+        store.ask_past(store.generation(), claim(reason));
         tokio::time::sleep(SECOND).await;
     }
     assert_eq!(source.heard(), [Heard::Poll, Heard::Poll, Heard::Poll, Heard::Poll]);
     tokio::time::sleep(120 * SECOND).await;
-    store.ask_past(store.generation(), Reason::Unknown);
+    store.ask_past(store.generation(), claim(Reason::Unknown));
     tokio::time::sleep(SECOND).await;
     assert_eq!((store.generation().get(), source.renewals()), (2, 2));
 }
@@ -478,7 +482,7 @@ async fn a_refusal_that_nobody_waits_for_is_told_all_the_same() {
     let mut poll = task::spawn(store.reload());
     assert_pending!(poll.poll());
     tokio::time::sleep(SECOND).await;
-    store.ask_past(store.generation(), Reason::UnknownCredential);
+    store.ask_past(store.generation(), claim(Reason::UnknownCredential));
     drop(held);
     assert!(poll.await.is_ok());
     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -494,7 +498,7 @@ async fn a_refused_credential_that_fal_accepts_is_not_told_of() {
     assert_pending!(poll.poll());
     tokio::time::sleep(SECOND).await;
     let (current, mark) = (store.load(), store.load().mark());
-    store.ask_past(current.generation(), Reason::Unknown);
+    store.ask_past(current.generation(), claim(Reason::Unknown));
     current.note_accepted(mark);
     drop(held);
     assert!(poll.await.is_ok());
@@ -705,6 +709,28 @@ async fn a_refusal_stands_for_a_minute_and_for_its_own_credential() {
     assert_eq!(degraded(), []);
 }
 
+/// A success is noted in the evidence first, and in the store a moment later. A refusal may come in between.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_amid_an_acceptance_sets_nothing_aside() {
+    let (store, _, _) = observed(Credential::key("first:secret").unwrap()).await;
+    store.keep_previous_for(HOUR);
+    store.replace(Credential::key("second:secret").unwrap());
+    let second = store.load();
+    assert!(second.evidence().note(second.mark()));
+    refuse(&store, &second, Reason::UnknownCredential);
+    let status = store.status();
+    assert_eq!((status.generation, status.pending), (second.generation(), None));
+
+    // The store hears of a success that is over: the key is in doubt, and the way back stays.
+    store.shared.accepted(second.generation());
+    assert!(!store.status().accepted);
+    assert_eq!(store.candidates().into_iter().flatten().count(), 2);
+    // The next success ends the doubt.
+    second.note_accepted(second.mark());
+    assert!(store.status().accepted);
+    assert_eq!(store.candidates().into_iter().flatten().count(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refusal_wakes_subscribers_only_when_degraded_changes() {
     let (store, _, clock) = observed(Credential::key("first:secret").unwrap()).await;
@@ -808,10 +834,8 @@ impl Gated {
         let waits = (0..requests).map(|_| {
             let store = store.clone();
             task::spawn(async move {
-                {
-                    let reason = Reason::UnknownCredential;
-                    store.wait_past(Generation::FIRST, reason, &[], WaitFor::Newer, 2 * SECOND).await
-                }
+                let claim = claim(Reason::UnknownCredential);
+                store.wait_past(Generation::FIRST, claim, &[], WaitFor::Newer, 2 * SECOND).await
             })
         });
         let mut waits: Vec<_> = waits.collect();

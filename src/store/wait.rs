@@ -9,13 +9,13 @@ use tokio::{
 
 use super::{
     evidence::Mark,
-    pace::Urgency,
+    pace::{Claim, Urgency},
     shared::{DriverLink, Past, Shared},
     slot::Snapshot,
     status::Status,
 };
 use crate::{
-    error::{Reason, ReloadError, SourceError},
+    error::{ReloadError, SourceError},
     generation::Generation,
 };
 
@@ -61,7 +61,7 @@ pub(super) async fn finished(driver: &DriverLink, load: u64) -> Result<Result<()
 pub(super) async fn wait_past(
     shared: &Shared,
     refused: Generation,
-    reason: Reason,
+    claim: Claim,
     tried: &[(Snapshot, Mark)],
     wait_for: WaitFor,
     timeout: Duration,
@@ -72,7 +72,7 @@ pub(super) async fn wait_past(
     let deadline = Instant::now() + timeout.min(LONGEST_WAIT);
     let last_chance = deadline.checked_sub(LAST_CHANCE).filter(|_| wait_for == WaitFor::Newer);
     let status = shared.status().subscribe();
-    let mut wait = Wait { shared, driver, refused, reason, tried, wait_for, last_chance, status, error: None };
+    let mut wait = Wait { shared, driver, refused, claim, tried, wait_for, last_chance, status, error: None };
     let mut timed_out = timeout_at(deadline, wait.run()).await.is_err();
     if timed_out && deadline.elapsed() > LATE {
         let found = time::timeout(timeout.min(LONGEST_WAIT), wait.look_since(deadline)).await;
@@ -85,7 +85,7 @@ struct Wait<'a> {
     shared: &'a Shared,
     driver: &'a DriverLink,
     refused: Generation,
-    reason: Reason,
+    claim: Claim,
     tried: &'a [(Snapshot, Mark)],
     wait_for: WaitFor,
     last_chance: Option<Instant>,
@@ -106,7 +106,7 @@ impl Wait<'_> {
         }
         let is_last_chance = self.last_chance.is_some_and(|at| at <= Instant::now());
         let urgency = if is_last_chance { Urgency::LastChance } else { Urgency::Normal };
-        match self.shared.demand_past(self.driver, self.refused, self.reason, urgency) {
+        match self.shared.demand_past(self.driver, self.refused, self.claim, urgency) {
             Past::Newer(_) => self.end(None),
             Past::Load { joined: true, .. } if self.wait_for == WaitFor::OneAnswer => {
                 self.end(Some(ReloadError::Pending))
@@ -126,7 +126,7 @@ impl Wait<'_> {
 
     /// Waits for a load that began at this time or later. Returns whether there is a newer credential then.
     async fn look_since(&mut self, time: Instant) -> bool {
-        let past = self.shared.demand_past(self.driver, self.refused, self.reason, Urgency::Since(time));
+        let past = self.shared.demand_past(self.driver, self.refused, self.claim, Urgency::Since(time));
         if let Past::Load { number, .. } = past {
             let _ = self.load(number).await;
         }

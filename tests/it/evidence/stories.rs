@@ -215,3 +215,26 @@ async fn a_switch_between_two_attempts_fails_nobody_and_costs_no_wait() {
         lies.abort();
     }
 }
+
+/// Others send a request in 10 s, so nothing proves the key in between. Each lie is told 10 times a second, and fal
+/// revokes the key before its successor is there.
+#[tokio::test(start_paused = true)]
+async fn a_revoke_under_sparse_traffic_and_lies_fails_nobody() {
+    for (kind, hostile) in RUNS {
+        let world = World::new(kind, Network::Paused, hostile, None).await;
+        let lies = world.lie_every(SECOND / 30);
+        for n in 2..6 {
+            for _ in 0..2 {
+                assert_eq!(world.post("fal-ai/flux").await, Ok(()), "{kind:?}, {hostile:?}, {n}");
+                sleep(10 * SECOND).await;
+            }
+            world.switch_to(n);
+            let sender = Arc::clone(&world);
+            let request = tokio::spawn(async move { sender.post("fal-ai/flux").await });
+            sleep(SECOND).await;
+            world.source.brings(n);
+            assert_eq!(request.await.unwrap(), Ok(()), "{kind:?}, {hostile:?}, {n}");
+        }
+        lies.abort();
+    }
+}

@@ -1,0 +1,174 @@
+//! Which application a request is for, and what is noted of the applications that were refused.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::LazyLock,
+};
+
+/// What stands before the owner in the ids of some endpoints.
+///
+/// Source: `@fal-ai/client` 1.10.1 (`utils.ts`).
+const NAMESPACES: [&str; 2] = ["workflows", "comfy"];
+
+/// How many applications something is noted of.
+const NOTED: usize = 64;
+
+/// The app of an endpoint and what follows it: `fal-ai/flux` and `dev` of `fal-ai/flux/dev`. The ids of workflows have one
+/// segment more.
+pub(crate) fn split_app(path: &str) -> Option<(&str, Option<&str>)> {
+    let first = path.split('/').next()?;
+    let segments = if NAMESPACES.contains(&first) { 3 } else { 2 };
+    match path.match_indices('/').nth(segments - 1) {
+        Some((end, _)) => Some((&path[..end], Some(&path[end + 1..]))),
+        None => (path.matches('/').count() == segments - 1).then_some((path, None)),
+    }
+}
+
+/// An application behind fal: its host, its owner, and its name there. Hashes stand for them, as the texts may be of any
+/// length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Application {
+    owner: Owner,
+    hash: u64,
+}
+
+/// Whoever has applications. It takes an account at fal to be one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Owner(u64);
+
+impl Application {
+    /// The one at this host and path.
+    pub(crate) fn at(host: Option<&str>, path: &str) -> Self {
+        // With keys that nobody knows, nobody can choose two names of one hash.
+        static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let path = path.trim_start_matches('/');
+        let app = split_app(path).map_or(path, |(app, _)| app);
+        let owner = app.rsplit_once('/').map_or(app, |(owner, _)| owner);
+        let host = host.map(str::to_ascii_lowercase);
+        Self { owner: Owner(KEYS.hash_one(owner)), hash: KEYS.hash_one((host, app)) }
+    }
+
+    pub(crate) fn owner(self) -> Owner {
+        self.owner
+    }
+}
+
+/// What is noted of each of the last 64 applications.
+#[derive(Debug)]
+pub(crate) struct ByApplication<V> {
+    /// The last one that was looked at is the last one here.
+    noted: Vec<(Application, V)>,
+}
+
+impl<V> Default for ByApplication<V> {
+    fn default() -> Self {
+        Self { noted: Vec::new() }
+    }
+}
+
+impl<V: Default> ByApplication<V> {
+    /// What is noted of this one.
+    pub(crate) fn of(&mut self, application: Application) -> &mut V {
+        let known = self.noted.iter().position(|(known, _)| *known == application);
+        let noted = match known {
+            Some(at) => self.noted.remove(at),
+            None => (application, V::default()),
+        };
+        if self.noted.len() >= NOTED {
+            self.forget_one();
+        }
+        self.noted.push(noted);
+        let last = self.noted.len() - 1;
+        &mut self.noted[last].1
+    }
+
+    pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut V> {
+        self.noted.iter_mut().map(|(_, noted)| noted)
+    }
+
+    /// Forgets the oldest one of the owner who has the most: applications with many names displace only each other.
+    fn forget_one(&mut self) {
+        let owner = |at: usize| self.noted[at].0.owner;
+        let how_many = |at: usize| self.noted.iter().filter(|(other, _)| other.owner == owner(at)).count();
+        // Of equals, this is the last one, and so the oldest.
+        if let Some(at) = (0..self.noted.len()).rev().max_by_key(|at| how_many(*at)) {
+            self.noted.remove(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_app_has_two_segments_and_that_of_a_workflow_three() {
+        for (path, split) in [
+            ("fal-ai/flux", Some(("fal-ai/flux", None))),
+            ("fal-ai/flux/dev/x", Some(("fal-ai/flux", Some("dev/x")))),
+            ("fal-ai/flux/", Some(("fal-ai/flux", Some("")))),
+            ("workflows/acme/cats/requests/1", Some(("workflows/acme/cats", Some("requests/1")))),
+            ("comfy/acme/cats", Some(("comfy/acme/cats", None))),
+            ("comfy/acme", None),
+            ("json", None),
+            ("", None),
+        ] {
+            assert_eq!(split_app(path), split, "{path}");
+        }
+    }
+
+    fn fal(path: &str) -> Application {
+        Application::at(Some("fal.run"), path)
+    }
+
+    #[test]
+    fn an_application_is_a_host_and_the_start_of_a_path() {
+        for path in ["fal-ai/flux", "/fal-ai/flux/", "/fal-ai/flux/dev", "//fal-ai/flux/requests/1/status"] {
+            assert_eq!(fal(path), fal("/fal-ai/flux"), "{path}");
+        }
+        assert_eq!(fal("/workflows/acme/cats/x"), fal("/workflows/acme/cats"));
+        assert_eq!(Application::at(Some("FAL.run"), "/fal-ai/flux"), fal("/fal-ai/flux"));
+        for path in ["/fal-ai/flux2", "/fal-ai", "/acme/flux", "/workflows/fal-ai/flux", "/", ""] {
+            assert_ne!(fal(path), fal("/fal-ai/flux"), "{path}");
+        }
+        assert_ne!(fal("/workflows/acme/cats"), fal("/workflows/acme/dogs"));
+        for host in [Some("queue.fal.run"), None] {
+            assert_ne!(Application::at(host, "/fal-ai/flux"), fal("/fal-ai/flux"), "{host:?}");
+        }
+    }
+
+    #[test]
+    fn an_owner_has_applications_on_every_host() {
+        let flux = fal("/fal-ai/flux").owner();
+        assert_eq!(Application::at(Some("queue.fal.run"), "/fal-ai/other/x").owner(), flux);
+        assert_ne!(fal("/acme/flux").owner(), flux);
+        assert_eq!(fal("/comfy/acme/cats").owner(), fal("/comfy/acme/dogs").owner());
+        assert_ne!(fal("/comfy/acme/cats").owner(), fal("/comfy/other/cats").owner());
+    }
+
+    #[test]
+    fn the_oldest_gives_way() {
+        let mut numbers = ByApplication::<usize>::default();
+        let app = |n| fal(&format!("/acme/app-{n}"));
+        for n in 1..=NOTED {
+            *numbers.of(app(n)) = n;
+        }
+        assert_eq!(*numbers.of(app(1)), 1); // so it is the newest now
+        assert_eq!(*numbers.of(app(NOTED + 1)), 0);
+        assert_eq!(numbers.all().count(), NOTED);
+        assert_eq!(*numbers.of(app(1)), 1);
+        assert_eq!(*numbers.of(app(2)), 0, "it was the oldest");
+    }
+
+    #[test]
+    fn an_owner_with_many_displaces_its_own_only() {
+        let mut numbers = ByApplication::<usize>::default();
+        *numbers.of(fal("/acme/one")) = 1;
+        *numbers.of(fal("/other/two")) = 2;
+        for n in 0..10 * NOTED {
+            *numbers.of(fal(&format!("/crowd/app-{n}"))) = 3;
+        }
+        assert_eq!(numbers.all().count(), NOTED);
+        assert_eq!((*numbers.of(fal("/acme/one")), *numbers.of(fal("/other/two"))), (1, 2));
+    }
+}
