@@ -189,7 +189,7 @@ impl<M> FalRetryLayer<M> {
     }
 
     /// How many refused requests may wait for a newer credential at once. Default: 1,024. Others get their error
-    /// immediately. An eighth of the places is kept for requests to owners, such as `fal-ai`, of whom no other request waits.
+    /// immediately. An eighth more may wait if they are for owners, such as `fal-ai`, of whom no other request waits.
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.policy.set_max_waiting(requests);
         self

@@ -7,9 +7,9 @@ use std::{
 
 use crate::application::{Application, Owner};
 
-/// One in this many places is for requests to owners of whom no other request waits. So whoever has applications that
-/// refuse a crowd takes no wait from all others.
-const ONE_IN: usize = 8;
+/// Beside the places for all there is one more for each so many of them, for requests to owners of whom no other request
+/// waits. So whoever has applications that refuse a crowd takes no wait from all others.
+const ONE_MORE_FOR: usize = 8;
 
 #[derive(Debug)]
 pub(super) struct Places {
@@ -34,8 +34,8 @@ impl Places {
     pub(super) fn take(&self, application: Application) -> Option<Place<'_>> {
         let owner = application.owner();
         let mut taken = self.taken();
-        let limit = if taken.contains_key(&owner) { self.limit - self.limit / ONE_IN } else { self.limit };
-        if taken.values().sum::<usize>() >= limit {
+        let more = if taken.contains_key(&owner) { 0 } else { self.limit / ONE_MORE_FOR };
+        if taken.values().sum::<usize>() >= self.limit.saturating_add(more) {
             return None;
         }
         *taken.entry(owner).or_default() += 1;
@@ -71,7 +71,7 @@ mod tests {
     fn the_last_places_are_for_those_who_have_none() {
         let places = Places::new(16);
         let crowd: Vec<_> = (0..100).filter_map(|n| places.take(app(&format!("/crowd/app-{n}")))).collect();
-        assert_eq!(crowd.len(), 14);
+        assert_eq!(crowd.len(), 16);
         let flux = places.take(app("/fal-ai/flux"));
         assert!(flux.is_some());
         assert!(places.take(app("/fal-ai/flux")).is_none(), "the last one is for somebody else");

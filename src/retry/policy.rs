@@ -340,7 +340,7 @@ impl LayerState {
         noted.of(refused.application).futile_waits.get(refused.reason.as_str()).is_some_and(|futile| {
             // If it was accepted since, that wait says nothing about this refusal.
             let still_holds =
-                futile.generation > generation || (futile.generation == generation && futile.mark == mark);
+                futile.generation > generation || (futile.generation == generation && futile.mark.is_same_doubt(mark));
             still_holds && futile.at.elapsed() < FUTILE_WAIT_STANDS
         })
     }

@@ -13,7 +13,7 @@ use crate::generation::Generation;
 
 /// The evidence for one credential, shared by all of its snapshots.
 pub(super) struct Evidence {
-    /// Whether it is accepted, in the lowest bit; above that, how often an accepted one was refused.
+    /// The latest [`Mark`].
     state: AtomicU32,
     /// The store that it belongs to.
     store: Weak<dyn Witness>,
@@ -25,13 +25,19 @@ pub(super) trait Witness: Send + Sync {
     fn accepted(&self, generation: Generation);
 }
 
-/// The evidence as it stood at one moment. It changes when the credential is accepted, and when an accepted one is
-/// refused.
+/// The evidence as it stood at one moment.
+///
+/// The lowest bit says whether the credential is accepted. The upper half is the number of the doubt: an accepted one was
+/// refused so often. The bits between are the number of the refusal within a doubt; once the doubt has ended, of the
+/// last one before the request was sent that has ended it. Both numbers are small, as nearly every request carries a mark
+/// and nearly none looks at it. All are zero until the credential is accepted for the first time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark(u32);
 
 const ACCEPTED: u32 = 1;
 const ONE_REFUSAL: u32 = 2;
+const ONE_DOUBT: u32 = 1 << 16;
+const REFUSALS: u32 = ONE_DOUBT - ONE_REFUSAL;
 
 impl Mark {
     pub(crate) fn is_accepted(self) -> bool {
@@ -42,9 +48,27 @@ impl Mark {
         self.0 != 0
     }
 
-    /// Whether a refused credential, of which this was the evidence then, was accepted since.
+    /// Whether a refused credential, of which this was the evidence right after that, was accepted since: in a request
+    /// that was sent after the refusal. One that was under way when the credential was revoked proves nothing.
     pub(crate) fn was_accepted_until(self, now: Self) -> bool {
-        !self.is_accepted() && now != self
+        if !self.was_ever_accepted() {
+            return now != self;
+        }
+        let is_proof = self.doubt() != now.doubt() || now.refusals() >= self.refusals();
+        !self.is_accepted() && now.is_accepted() && is_proof
+    }
+
+    /// Whether nothing was proven between the two.
+    pub(crate) fn is_same_doubt(self, other: Self) -> bool {
+        self.doubt() == other.doubt() && self.is_accepted() == other.is_accepted()
+    }
+
+    fn doubt(self) -> u32 {
+        self.0 / ONE_DOUBT
+    }
+
+    fn refusals(self) -> u32 {
+        self.0 & REFUSALS
     }
 }
 
@@ -73,19 +97,28 @@ impl Evidence {
         let accepted = self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |now| {
             // A request that was sent before the refusal proves nothing about the time after it. One that was never
             // accepted is accepted now, whenever the request was sent: fal has only just come to know it.
-            let is_news = now & ACCEPTED == 0 && (now == 0 || now == sent.0 & !ACCEPTED);
-            is_news.then_some(now | ACCEPTED)
+            let now = Mark(now);
+            let is_news = !now.is_accepted() && (!now.was_ever_accepted() || now.doubt() == sent.doubt());
+            is_news.then_some((now.doubt() * ONE_DOUBT) | sent.refusals() | ACCEPTED)
         });
         accepted.is_ok()
     }
 
     /// A claim that fal does not know the credential. Until it is accepted again, it is in doubt.
     pub(super) fn doubt(&self) -> Mark {
-        let doubted = |now: u32| (now & ACCEPTED != 0).then(|| (now & !ACCEPTED).wrapping_add(ONE_REFUSAL));
-        match self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, doubted) {
-            Ok(before) => Mark((before & !ACCEPTED).wrapping_add(ONE_REFUSAL)),
-            Err(unchanged) => Mark(unchanged),
-        }
+        let doubted = |now: u32| {
+            let mark = Mark(now);
+            if mark.is_accepted() {
+                // Zero would mean that it was never accepted.
+                Some((mark.doubt() * ONE_DOUBT).wrapping_add(ONE_DOUBT).max(ONE_DOUBT))
+            } else if mark.was_ever_accepted() && mark.refusals() < REFUSALS {
+                Some(now + ONE_REFUSAL)
+            } else {
+                None
+            }
+        };
+        let before = self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, doubted);
+        Mark(before.map_or_else(|unchanged| unchanged, |before| doubted(before).unwrap_or(before)))
     }
 
     /// Whether it belongs to the store at this address.
@@ -156,14 +189,48 @@ pub(super) mod tests {
         let before = evidence.mark();
         let doubted = evidence.doubt();
         assert!(!doubted.is_accepted() && doubted.was_ever_accepted());
-        assert_eq!(evidence.doubt(), doubted, "more refusals start no new doubt");
+        assert!(evidence.doubt().is_same_doubt(doubted), "more refusals start no new doubt");
 
         evidence.accept(Generation::FIRST, before);
-        assert_eq!(evidence.mark(), doubted);
+        assert!(!evidence.mark().is_accepted());
         evidence.accept(Generation::FIRST, doubted);
         assert!(evidence.mark().is_accepted());
         assert_eq!(store.0.load(Ordering::Relaxed), 2);
-        assert_ne!(evidence.doubt(), doubted, "the next doubt is another one");
+        assert!(!evidence.doubt().is_same_doubt(doubted), "the next doubt is another one");
+    }
+
+    #[test]
+    fn a_success_answers_the_refusals_before_it_was_sent() {
+        let (evidence, _store) = watched();
+        let never = evidence.mark();
+        evidence.accept(Generation::FIRST, never);
+        assert!(never.was_accepted_until(evidence.mark()));
+
+        let first = evidence.doubt();
+        let sent = evidence.mark();
+        let second = evidence.doubt();
+        assert!(!first.was_accepted_until(evidence.mark()));
+        evidence.accept(Generation::FIRST, sent);
+        assert!(first.was_accepted_until(evidence.mark()));
+        assert!(!second.was_accepted_until(evidence.mark()), "it was under way then");
+
+        // The next doubt began after both.
+        let third = evidence.doubt();
+        assert!(!second.was_accepted_until(third) && never.was_accepted_until(third));
+        evidence.accept(Generation::FIRST, third);
+        for refused in [first, second, third] {
+            assert!(refused.was_accepted_until(evidence.mark()));
+        }
+    }
+
+    #[test]
+    fn the_numbers_of_a_mark_are_bounded() {
+        let (evidence, _store) = watched();
+        evidence.state.store(ONE_DOUBT | (REFUSALS - ONE_REFUSAL), Ordering::Relaxed);
+        let last = evidence.doubt();
+        assert_eq!((last.refusals(), evidence.doubt()), (REFUSALS, last));
+        evidence.state.store(u32::MAX, Ordering::Relaxed);
+        assert_eq!(evidence.doubt(), Mark(ONE_DOUBT), "the first one again");
     }
 
     #[test]

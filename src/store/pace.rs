@@ -47,7 +47,7 @@ struct PacesOfOne {
     other: Pace,
 }
 
-/// How urgently a newer credential is asked for.
+/// How urgently a newer credential is asked for. Everybody respects the pause after a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Urgency {
     /// A cool-down is respected.
@@ -77,11 +77,8 @@ struct CoolDown {
 impl Paces {
     /// Until when this refusal of this generation may ask for no load.
     pub(super) fn cooling_until(&mut self, claim: Claim, current: Generation, urgency: Urgency) -> Option<Instant> {
-        if let Urgency::Since(_) = urgency {
-            return None;
-        }
         let paused = self.paused_until.filter(|until| Instant::now() < *until);
-        paused.or_else(|| self.of(claim).cooling_until(current, urgency == Urgency::LastChance))
+        paused.or_else(|| self.of(claim).cooling_until(current, urgency))
     }
 
     /// This refusal has asked for a load that is still to end.
@@ -133,12 +130,16 @@ impl Paces {
 }
 
 impl Pace {
-    fn cooling_until(&mut self, current: Generation, is_last_chance: bool) -> Option<Instant> {
+    fn cooling_until(&mut self, current: Generation, urgency: Urgency) -> Option<Instant> {
         let now = Instant::now();
         let last_chance_used = self.last_chance.is_some_and(|(of, at)| of == current && at + LONGEST_COOL_DOWN > now);
-        if is_last_chance && !last_chance_used {
-            self.last_chance = Some((current, now));
-            return None;
+        match urgency {
+            Urgency::Since(_) => return None,
+            Urgency::LastChance if !last_chance_used => {
+                self.last_chance = Some((current, now));
+                return None;
+            }
+            Urgency::LastChance | Urgency::Normal => {}
         }
         self.cool_down.as_ref().map(|cool_down| cool_down.until).filter(|until| now < *until)
     }

@@ -266,16 +266,17 @@ impl Shared {
             return Past::Newer(newest);
         }
         let current = self.slot.load().generation();
-        if let Some(until) = writer.paces.cooling_until(claim, current, urgency) {
+        let last_counts = match urgency {
+            Urgency::Normal | Urgency::LastChance => writer.loading,
+            Urgency::Since(time) => writer.last_load_began.is_some_and(|began| began >= time),
+        };
+        let is_answered = last_counts && matches!(urgency, Urgency::Since(_));
+        if !is_answered && let Some(until) = writer.paces.cooling_until(claim, current, urgency) {
             return Past::CoolingDown {
                 until,
                 answer: self.status.borrow().last_error.clone().map_or(Ok(current), Err),
             };
         }
-        let last_counts = match urgency {
-            Urgency::Normal | Urgency::LastChance => writer.loading,
-            Urgency::Since(time) => writer.last_load_began.is_some_and(|began| began >= time),
-        };
         if !last_counts || writer.loading {
             writer.current_when_asked = Some(current);
             writer.paces.asked(claim);
@@ -535,7 +536,7 @@ impl Shared {
 
     fn is_doubt_confirmed(&self, writer: &mut Writer, mark: Mark) -> bool {
         match writer.doubted {
-            Some((doubted, since)) if doubted == mark => since.elapsed() >= DOUBT_IS_CONFIRMED,
+            Some((doubted, since)) if doubted.is_same_doubt(mark) => since.elapsed() >= DOUBT_IS_CONFIRMED,
             _ => {
                 writer.doubted = Some((mark, Instant::now()));
                 false

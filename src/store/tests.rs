@@ -896,3 +896,19 @@ async fn a_wait_that_ends_in_time_does_not_look_again() {
     assert!(waited.error.is_none() && waited.timed_out, "{waited:?}");
     assert!((3..=4).contains(&source.loads()), "{}", source.loads()); // at once, after a second, and the last chance
 }
+
+#[tokio::test(start_paused = true)]
+async fn many_waits_that_wake_up_late_cause_few_loads() {
+    let (store, source) = Gated::store().await;
+    for _ in 0..100 {
+        let store = store.clone();
+        let claim = claim(Reason::UnknownCredential);
+        let wait = async move { store.wait_past(Generation::FIRST, claim, &[], WaitFor::Newer, 2 * SECOND).await };
+        drop(tokio::spawn(wait));
+        tokio::time::advance(Duration::from_millis(210)).await; // so nobody wakes up in time
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!((10..=44).contains(&source.loads()), "{} in 21 s", source.loads());
+}

@@ -126,9 +126,15 @@ impl Wait<'_> {
 
     /// Waits for a load that began at this time or later. Returns whether there is a newer credential then.
     async fn look_since(&mut self, time: Instant) -> bool {
-        let past = self.shared.demand_past(self.driver, self.refused, self.claim, Urgency::Since(time));
-        if let Past::Load { number, .. } = past {
-            let _ = self.load(number).await;
+        loop {
+            match self.shared.demand_past(self.driver, self.refused, self.claim, Urgency::Since(time)) {
+                Past::CoolingDown { until, .. } if !self.driver.is_gone() => self.cool_down(until).await,
+                Past::Load { number, .. } => {
+                    let _ = self.load(number).await;
+                    break;
+                }
+                Past::CoolingDown { .. } | Past::Newer(_) => break,
+            }
         }
         let found = self.shared.newest() > self.refused;
         if found {

@@ -127,11 +127,15 @@ impl World {
 
     /// Calls the hostile application this often, until the handle is aborted. Nobody waits for an answer.
     fn lie_every(self: &Arc<Self>, period: Duration) -> AbortHandle {
+        self.call_every(period, self.hostile.apps())
+    }
+
+    fn call_every(self: &Arc<Self>, period: Duration, apps: Vec<String>) -> AbortHandle {
         let world = Arc::clone(self);
         let calls = async move {
             let mut calls = JoinSet::new();
             let mut ticks = interval(period);
-            for app in world.hostile.apps().into_iter().cycle() {
+            for app in apps.into_iter().cycle() {
                 ticks.tick().await;
                 while calls.try_join_next().is_some() {}
                 let world = Arc::clone(&world);

@@ -18,9 +18,11 @@ enum Order {
 }
 
 /// Rotates in this order, under load, without the hostile application and with it.
+#[allow(clippy::print_stdout)] // the figures, after minutes
 async fn rotate(order: Order, kind: Kind, network: Network, period: Duration) {
     for hostile in [Hostile::Absent, Hostile::Both] {
         let world = World::new(kind, network, hostile, None).await;
+        let mut late = Vec::new();
         let outcome = told(world, period, async |world| {
             let lies = world.lie_every(SECOND / 10);
             for n in 2..2 + ROTATIONS {
@@ -35,9 +37,14 @@ async fn rotate(order: Order, kind: Kind, network: Network, period: Duration) {
                     sleep(gap).await;
                     world.switch_to(n);
                 } else {
+                    let revoked = world.begin.elapsed();
                     world.switch_to(n);
                     sleep(gap).await;
                     world.source.brings(n);
+                    let brought = world.begin.elapsed();
+                    if brought - revoked > SECOND {
+                        late.push(revoked..brought + 2 * SECOND);
+                    }
                 }
                 // The source is asked again after a second, and after two more: the next rotation comes after this one.
                 sleep(SECOND * 5 / 2).await;
@@ -45,7 +52,11 @@ async fn rotate(order: Order, kind: Kind, network: Network, period: Duration) {
             lies.abort();
         })
         .await;
-        let (answered, failed) = (outcome.answered, outcome.failed);
+        // On a machine that is starved, the new key itself may come too late for those who wait for it.
+        assert!((late.len() as u64) < ROTATIONS / 4, "{order:?}, {kind:?}, {hostile:?}: no time to run: {late:?}");
+        let (answered, mut failed) = (outcome.answered, outcome.failed);
+        failed.retain(|(at, _)| !late.iter().any(|time| time.contains(at)));
+        println!("{order:?}, {kind:?}, {hostile:?}: {answered} answered, {} failed, {} late", failed.len(), late.len());
         assert!(answered as u64 >= 5 * ROTATIONS, "{order:?}, {kind:?}, {hostile:?}: only {answered}");
         assert!(failed.is_empty(), "{order:?}, {kind:?}, {hostile:?}: {} of {answered}: {failed:?}", failed.len());
     }

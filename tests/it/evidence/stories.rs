@@ -1,9 +1,9 @@
 //! What a lie must not do, in one story each.
 
 use super::{
-    Arc, Duration, Hostile, Instant, Outcome, SECOND, World,
+    Answer, Arc, Duration, Hostile, Instant, Outcome, SECOND, StatusCode, World,
     client::{Kind, Network},
-    sleep, told,
+    json, sleep, told,
 };
 use crate::support::key;
 
@@ -216,25 +216,46 @@ async fn a_switch_between_two_attempts_fails_nobody_and_costs_no_wait() {
     }
 }
 
-/// Others send a request in 10 s, so nothing proves the key in between. Each lie is told 10 times a second, and fal
-/// revokes the key before its successor is there.
+/// Others send a request in 10 s, so nothing proves the key in between. fal revokes it before its successor is there.
+async fn revokes_under_sparse_traffic(world: &Arc<World>, kind: Kind) {
+    for n in 2..5 {
+        for _ in 0..2 {
+            assert_eq!(world.post("fal-ai/flux").await, Ok(()), "{kind:?}, {:?}, {n}", world.hostile);
+            sleep(10 * SECOND).await;
+        }
+        world.switch_to(n);
+        let sender = Arc::clone(world);
+        let request = tokio::spawn(async move { sender.post("fal-ai/flux").await });
+        sleep(SECOND).await;
+        world.source.brings(n);
+        assert_eq!(request.await.unwrap(), Ok(()), "{kind:?}, {:?}, {n}", world.hostile);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_revoke_under_sparse_traffic_and_lies_fails_nobody() {
     for (kind, hostile) in RUNS {
         let world = World::new(kind, Network::Paused, hostile, None).await;
-        let lies = world.lie_every(SECOND / 30);
-        for n in 2..6 {
-            for _ in 0..2 {
-                assert_eq!(world.post("fal-ai/flux").await, Ok(()), "{kind:?}, {hostile:?}, {n}");
-                sleep(10 * SECOND).await;
-            }
-            world.switch_to(n);
-            let sender = Arc::clone(&world);
-            let request = tokio::spawn(async move { sender.post("fal-ai/flux").await });
-            sleep(SECOND).await;
-            world.source.brings(n);
-            assert_eq!(request.await.unwrap(), Ok(()), "{kind:?}, {hostile:?}, {n}");
-        }
+        let lies = world.lie_every(SECOND / 30); // each of them 10 times a second
+        revokes_under_sparse_traffic(&world, kind).await;
         lies.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoke_under_lies_of_many_names_fails_nobody() {
+    for kind in [Kind::HyperUtil, Kind::Reqwest] {
+        let world = World::new(kind, Network::Paused, Hostile::Disguised, None).await;
+        let names: Vec<_> = (0..200).map(|n| format!("disguised/app-{n}")).collect();
+        for name in &names {
+            let lie = Answer::json(json!({ "detail": "invalid key credentials" })).status(StatusCode::UNAUTHORIZED);
+            world.fal.answer(name, lie.without_runner_headers());
+        }
+        let lies = world.call_every(SECOND / 20, names);
+        revokes_under_sparse_traffic(&world, kind).await;
+        lies.abort();
+        // Beside the first one of all, one at once and then two a second.
+        let (loads, time) = (world.source.loads(), world.begin.elapsed());
+        assert!(loads as f64 <= 2.0 + 2.0 * time.as_secs_f64(), "{loads} in {time:?}");
     }
 }

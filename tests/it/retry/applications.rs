@@ -66,7 +66,7 @@ async fn a_liar_takes_no_wait_from_sparse_traffic() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_liar_has_no_load_end_in_vain_for_others() {
+async fn a_liar_uses_up_no_load_of_another_application() {
     // It has waited in vain a moment ago, with the last chance that it has for a minute, and cools down for long.
     let world = World::new().await;
     let client = world.client();
@@ -104,7 +104,7 @@ async fn a_crowd_of_one_owner_leaves_places_to_others() {
     let world = World::new().await;
     let client = world.client_by(&world.retry().max_waiting(16));
     accepted(client.clone().oneshot(post()).await);
-    let lies = lie_every(Duration::from_millis(10), 1000, &client);
+    let lies = lie_every(SECOND / 100, 1000, &client);
     sleep(5 * SECOND).await;
     meet_a_revoke(&world, &client, 2).await;
     lies.abort();
@@ -114,13 +114,13 @@ async fn a_crowd_of_one_owner_leaves_places_to_others() {
 async fn a_liar_with_many_names_causes_at_most_two_loads_a_second() {
     let world = World::new().await;
     let client = world.client();
-    let lies = lie_every(Duration::from_millis(10), 1000, &client);
-    for _ in 0..12 {
+    let lies = lie_every(SECOND / 40, 1000, &client);
+    for _ in 0..6 {
         sleep(10 * SECOND).await;
         accepted(client.clone().oneshot(post()).await);
     }
     lies.abort();
-    assert!((120..=240).contains(&world.reloads()), "{}", world.reloads());
+    assert!((60..=120).contains(&world.reloads()), "{}", world.reloads());
 }
 
 #[tokio::test(start_paused = true)]
@@ -128,7 +128,7 @@ async fn a_liar_with_many_names_has_no_other_wait_again() {
     let world = World::new().await;
     let client = world.client();
     world.fal.revoke(1);
-    let lies = lie_every(Duration::from_millis(10), 1000, &client);
+    let lies = lie_every(SECOND / 40, 1000, &client);
     sleep(5 * SECOND).await;
     let begin = Instant::now();
     while begin.elapsed() < 60 * SECOND {

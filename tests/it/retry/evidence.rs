@@ -435,6 +435,29 @@ async fn a_success_that_was_sent_before_the_refusal_proves_nothing() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_success_sent_between_a_lie_and_the_revoke_proves_nothing() {
+    let (world, client) = proven().await;
+    world.fal.will_answer(unknown_key());
+    let lied_to = tokio::spawn(client.clone().oneshot(post()));
+    world.fal.arrivals_reach(2).await;
+    tokio::time::sleep(Duration::from_millis(1)).await; // it waits
+    world.fal.hold();
+    let both = [(); 2].map(|()| tokio::spawn(client.clone().oneshot(post())));
+    world.fal.arrivals_reach(4).await;
+    // One of them is let through, and the key is revoked before the other one. Their answers come in reverse.
+    world.fal.will_answer(unknown_key());
+    world.fal.will_answer(answer(200, "{}"));
+    world.fal.release();
+    world.fal.knows_only(2);
+    tokio::time::sleep(SECOND / 2).await;
+    world.source.brings(2);
+    for request in both {
+        accepted(request.await.unwrap());
+    }
+    unauthorized(lied_to.await.unwrap()); // that success was sent after its refusal, so the key was good then
+}
+
 // What another key does not cure.
 
 #[tokio::test(start_paused = true)]
