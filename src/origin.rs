@@ -463,9 +463,14 @@ fn is_host_kept_apart(uri: &Uri) -> bool {
     uri.path().starts_with('/')
 }
 
-fn is_loopback(host: &str) -> bool {
+/// Whether a host is this machine: `localhost`, or an address of it. What goes there needs no encryption.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    // An address ends with a digit or a bracket; no other name is read as one.
+    if !host.ends_with(|last: char| last.is_ascii_digit() || last == ']') {
+        return host.eq_ignore_ascii_case("localhost");
+    }
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    address.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
 }
 
 #[cfg(test)]
@@ -740,7 +745,13 @@ mod tests {
     #[test]
     fn loopback_http_is_this_machine_on_any_port() {
         let origins = FalOrigins::new().loopback_http();
-        for uri in ["http://127.0.0.1:8080/", "http://127.9.9.9/", "http://[::1]:1/", "http://LOCALHOST:1/"] {
+        for uri in [
+            "http://127.0.0.1:8080/",
+            "http://127.9.9.9/",
+            "http://[::1]:1/",
+            "http://LOCALHOST:1/",
+            "http://[::ffff:127.0.0.1]/",
+        ] {
             assert!(admits(&origins, uri), "{uri}");
         }
         for uri in [

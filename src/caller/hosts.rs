@@ -1,14 +1,11 @@
 //! Under which names the server may be called. A page of any site can send requests to a server on its visitor's machine
 //! once its own domain leads there (DNS rebinding), and only the `host` of such a request tells.
 
-use std::{
-    net::{IpAddr, Ipv6Addr},
-    sync::Arc,
-};
+use std::{net::Ipv6Addr, sync::Arc};
 
 use http::{StatusCode, header::HOST, request::Parts};
 
-use crate::{answer::Answer, pattern::InvalidPattern};
+use crate::{answer::Answer, origin::is_loopback, pattern::InvalidPattern};
 
 /// The names of the server.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +50,7 @@ impl Hosts {
             None if anonymous => &[],
             None => return Ok(()),
         };
-        let is_ours = |host: &str| is_local(host) || names.iter().any(|name| host.eq_ignore_ascii_case(name));
+        let is_ours = |host: &str| is_loopback(host) || names.iter().any(|name| host.eq_ignore_ascii_case(name));
         let in_uri = head.uri.authority().map(|authority| authority.host());
         let mut hosts = in_uri.into_iter().chain(header).peekable();
         if hosts.peek().is_some() && hosts.all(is_ours) { Ok(()) } else { Err(FOREIGN) }
@@ -70,15 +67,6 @@ fn read(header: &str) -> Option<&str> {
     };
     let is_port = |digits: &str| digits.bytes().all(|digit| digit.is_ascii_digit()) && digits.parse::<u16>().is_ok();
     (is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))).then_some(host)
-}
-
-fn is_local(host: &str) -> bool {
-    // An address ends with a digit or a bracket; no other name is read as one.
-    if !host.ends_with(|last: char| last.is_ascii_digit() || last == ']') {
-        return host.eq_ignore_ascii_case("localhost");
-    }
-    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    address.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
 }
 
 const INVALID: InvalidPattern =

@@ -1,6 +1,7 @@
 use http::Uri;
 
 use super::error::{LoginError, LoginErrorKind};
+use crate::origin::is_loopback;
 
 /// The origin of an endpoint, and what its paths begin with. Without a slash at the end.
 #[derive(Clone, Debug)]
@@ -27,8 +28,12 @@ impl BaseUrl {
         }
         match scheme {
             "https" => {}
-            "http" if is_this_machine(authority.host()) => {}
-            _ => return refused("must begin with https://; http:// is for 127.0.0.1, [::1] and localhost only"),
+            "http" if is_loopback(authority.host()) => {}
+            _ => {
+                return refused(
+                    "must begin with https://; http:// is for this machine only, such as http://127.0.0.1:8080",
+                );
+            }
         }
         Ok(Self(format!("{scheme}://{authority}{}", uri.path().trim_end_matches('/'))))
     }
@@ -49,10 +54,6 @@ impl BaseUrl {
     }
 }
 
-fn is_this_machine(host: &str) -> bool {
-    matches!(host, "127.0.0.1" | "[::1]" | "localhost")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +66,7 @@ mod tests {
             "http://127.0.0.1:1/rest",
             "http://[::1]:2",
             "http://localhost",
+            "http://127.0.0.2",
         ] {
             let base = BaseUrl::parse(url).unwrap();
             assert_eq!(base.at("/x").unwrap().to_string(), format!("{}/x", url.trim_end_matches('/')));
