@@ -1,8 +1,8 @@
 //! How often refusals may have the source loaded.
 //!
 //! Each application has a pace of its own, so that none takes a load from the requests to another one. A load is an
-//! answer to all, whoever had asked for it, so there is a short pause after each that is everybody's: however many
-//! applications there are, loads stay few.
+//! answer to all, whoever had asked for it, so after several in a row there is a short pause after each that is
+//! everybody's: however many applications there are, loads stay few.
 
 use std::time::Duration;
 
@@ -20,8 +20,10 @@ use crate::{
 const COOL_DOWN: Duration = Duration::from_secs(1);
 const LONGEST_COOL_DOWN: Duration = Duration::from_secs(60);
 
-/// How long no refusal asks after a load that any had asked for.
+/// For each load that any refusal had asked for, there are to be so long without another one. It need not be at once: so
+/// many may come in a row.
 const PAUSE: Duration = Duration::from_millis(500);
+const IN_A_ROW: u32 = 8;
 
 /// A refusal is a claim: by this application, or by fal itself about a request to it, and for this reason.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +38,8 @@ pub(super) struct Paces {
     by_application: ByApplication<PacesOfOne>,
     /// Whether the next load to end was asked for by a refusal.
     asked: bool,
-    paused_until: Option<Instant>,
+    /// When all pauses will have been made.
+    pauses_end: Option<Instant>,
 }
 
 /// The paces of both kinds of refusals: those in fal's own words, that it does not know the key, and all others. An
@@ -47,7 +50,7 @@ struct PacesOfOne {
     other: Pace,
 }
 
-/// How urgently a newer credential is asked for. Everybody respects the pause after a load.
+/// How urgently a newer credential is asked for. Everybody respects the pauses after loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Urgency {
     /// A cool-down is respected.
@@ -77,8 +80,8 @@ struct CoolDown {
 impl Paces {
     /// Until when this refusal of this generation may ask for no load.
     pub(super) fn cooling_until(&mut self, claim: Claim, current: Generation, urgency: Urgency) -> Option<Instant> {
-        let paused = self.paused_until.filter(|until| Instant::now() < *until);
-        paused.or_else(|| self.of(claim).cooling_until(current, urgency))
+        let pause_ends = self.pauses_end.and_then(|end| end.checked_sub(PAUSE * IN_A_ROW));
+        pause_ends.filter(|end| Instant::now() < *end).or_else(|| self.of(claim).cooling_until(current, urgency))
     }
 
     /// This refusal has asked for a load that is still to end.
@@ -91,7 +94,8 @@ impl Paces {
     pub(super) fn load_ended(&mut self) -> bool {
         let is_for_refusal = std::mem::take(&mut self.asked);
         if is_for_refusal {
-            self.paused_until = Some(Instant::now() + PAUSE);
+            let now = Instant::now();
+            self.pauses_end = Some(self.pauses_end.map_or(now, |end| end.max(now)) + PAUSE);
             self.all().for_each(Pace::load_ended);
         }
         is_for_refusal
@@ -105,7 +109,6 @@ impl Paces {
 
     /// There is another credential, and no refusal had asked for it.
     pub(super) fn reset(&mut self) {
-        self.paused_until = None;
         self.all().for_each(|pace| pace.cool_down = None);
     }
 
