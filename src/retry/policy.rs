@@ -317,12 +317,12 @@ fn other(candidates: [Option<Candidate>; 2], tried: &Tried, replayed: Replayed) 
         let other = if is_newer(&candidate) { Other::Newer } else { Other::Previous };
         return Some(Replay { snapshot: candidate.snapshot, other });
     }
-    // The newest one was accepted since it was refused. Or the previous one was refused after it: then fal has
+    // The newest one was accepted since it was refused, whatever was claimed after that. Or the previous one was refused after it: then fal has
     // switched from one to the other between the two attempts.
-    let is_accepted_by_now = !mark.was_ever_accepted() && newest.mark().is_accepted();
+    let was_accepted_since = !mark.was_ever_accepted() && newest.mark().was_ever_accepted();
     let fal_has_switched =
         last.generation() < newest.generation() && last_mark.was_ever_accepted() && !mark.was_ever_accepted();
-    if !is_accepted_by_now && !fal_has_switched {
+    if !was_accepted_since && !fal_has_switched {
         return None;
     }
     let again = candidates.find(|candidate| candidate.snapshot.generation() == newest.generation())?;

@@ -497,7 +497,7 @@ impl Shared {
         // Only this reason says that fal does not know the key. Any other 401, for one app that the key may not use,
         // must take nothing from other requests.
         let is_unknown = reason == Reason::UnknownCredential;
-        if is_unknown && !sent.was_ever_accepted() && refused.mark().is_accepted() {
+        if is_unknown && !sent.was_ever_accepted() && refused.mark().was_ever_accepted() {
             return sent; // fal has come to know it while the refusal was on its way
         }
         let mark = if is_unknown { refused.evidence().doubt() } else { refused.mark() };

@@ -731,6 +731,19 @@ async fn a_refusal_amid_an_acceptance_sets_nothing_aside() {
     assert_eq!(store.candidates().into_iter().flatten().count(), 1);
 }
 
+/// fal has come to know the key while the refusal was on its way, whatever was claimed after that.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_from_before_the_first_success_is_no_doubt() {
+    let (store, _, _) = observed(Credential::key("first:secret").unwrap()).await;
+    let first = store.load();
+    let sent = first.mark();
+    first.note_accepted(sent);
+    refuse(&store, &first, Reason::UnknownCredential);
+    let doubted = first.mark();
+    assert!(!store.note_refused(&first, sent, Reason::UnknownCredential).was_ever_accepted());
+    assert_eq!(first.mark(), doubted);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refusal_wakes_subscribers_only_when_degraded_changes() {
     let (store, _, clock) = observed(Credential::key("first:secret").unwrap()).await;

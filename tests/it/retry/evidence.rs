@@ -222,6 +222,29 @@ async fn a_refusal_that_an_acceptance_overtakes_fails_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lie_after_that_acceptance_fails_nobody_either() {
+    let (world, client) = proven().await;
+    world.rotate(2);
+    let refusal = |after: Duration| {
+        let text = async move {
+            tokio::time::sleep(after).await;
+            Ok(Frame::data(Bytes::from_static(br#"{"detail":"No user found for Key ID and Secret"}"#)))
+        };
+        super::answer_with(401, StreamBody::new(futures_util::stream::once(text)))
+    };
+    world.fal.will_answer(refusal(SECOND / 2));
+    let refused = tokio::spawn(client.clone().oneshot(post()));
+    world.fal.arrivals_reach(2).await;
+    world.fal.knows_only(2);
+    accepted(client.clone().oneshot(post()).await);
+    world.fal.will_answer(refusal(Duration::ZERO));
+    let lied_to = tokio::spawn(client.oneshot(post()));
+    accepted(refused.await.unwrap());
+    assert_eq!(world.fal.keys(), [1, 2, 2, 2, 2]);
+    lied_to.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_bad_key_in_between_does_not_end_the_way_back() {
     // Half a key, then the whole one, which fal does not know yet: the one before is the last that was accepted.
     for seen in [false, true] {
