@@ -124,9 +124,14 @@ impl Wait<'_> {
         }
     }
 
-    /// Waits for a load that began at this time or later. Returns whether there is a newer credential then.
+    /// Waits for a load that began at this time or later. Returns whether there is a newer credential then, or fal has come
+    /// to accept one of those that were tried.
     async fn look_since(&mut self, time: Instant) -> bool {
         loop {
+            if is_accepted(self.tried) {
+                self.error = None;
+                return true;
+            }
             match self.shared.demand_past(self.driver, self.refused, self.claim, Urgency::Since(time)) {
                 Past::CoolingDown { until, .. } if !self.driver.is_gone() => self.cool_down(until).await,
                 Past::Load { number, .. } => {
