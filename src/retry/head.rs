@@ -70,8 +70,8 @@ impl Head {
                 }
                 None => (line, shared.next().cloned()),
             };
-            // What was valid in one map is so in another.
-            if let (Ok(name), Some(value)) = (HeaderName::from_bytes(name), value) {
+            // What was valid in one map is so in another. `from_bytes` refuses a quote, which names of HTTP/2 may have.
+            if let (Ok(name), Some(value)) = (HeaderName::from_lowercase(name), value) {
                 headers.append(name, value);
             }
         }
@@ -104,6 +104,15 @@ mod tests {
         assert_eq!((&again.method, &again.uri, again.version), (&head.method, &head.uri, head.version));
         assert_eq!(again.extensions.get(), Some(&"kept"));
         assert!(again.headers.is_empty());
+    }
+
+    #[test]
+    fn a_name_of_http_2_comes_back() {
+        let mut request = Request::new(());
+        let name = HeaderName::from_lowercase(b"x\"y").unwrap();
+        request.headers_mut().insert(name, HeaderValue::from_static("a"));
+        let head = request.into_parts().0;
+        assert_eq!(Head::keep(&head).request(()).headers(), &head.headers);
     }
 
     /// Whoever wipes its buffer would miss a copy.
