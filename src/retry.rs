@@ -189,7 +189,8 @@ impl<M> FalRetryLayer<M> {
     }
 
     /// How many refused requests may wait for a newer credential at once. Default: 1,024. Others get their error
-    /// immediately. An eighth more may wait if they are for owners, such as `fal-ai`, of whom no other request waits.
+    /// immediately. An eighth more may wait: of these, requests to one owner, such as `fal-ai`,
+    /// as long as fewer of them wait than places are left.
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.policy.set_max_waiting(requests);
         self

@@ -7,8 +7,9 @@ use std::{
 
 use crate::application::{Application, Owner};
 
-/// Beside the places for all there is one more for each so many of them, for requests to owners of whom no other request
-/// waits. So whoever has applications that refuse a crowd takes no wait from all others.
+/// Beside the places for all there is one more for each so many of them. Of these an owner gets one as long as fewer
+/// requests to it wait than places are left. So whoever has applications that refuse a crowd takes no wait from all others,
+/// and neither do several such owners.
 const ONE_MORE_FOR: usize = 8;
 
 #[derive(Debug)]
@@ -34,8 +35,9 @@ impl Places {
     pub(super) fn take(&self, application: Application) -> Option<Place<'_>> {
         let owner = application.owner();
         let mut taken = self.taken();
-        let more = if taken.contains_key(&owner) { 0 } else { self.limit / ONE_MORE_FOR };
-        if taken.values().sum::<usize>() >= self.limit.saturating_add(more) {
+        let (waiting, of_owner) = (taken.values().sum::<usize>(), taken.get(&owner).map_or(0, |count| *count));
+        let left = self.limit.saturating_add(self.limit / ONE_MORE_FOR).saturating_sub(waiting);
+        if waiting >= self.limit && of_owner >= left {
             return None;
         }
         *taken.entry(owner).or_default() += 1;
@@ -65,6 +67,16 @@ mod tests {
 
     fn app(path: &str) -> Application {
         Application::at(Some("fal.run"), path)
+    }
+
+    #[test]
+    fn a_crowd_leaves_places_for_many_requests_to_another() {
+        let places = Places::new(1024);
+        let take = |path: &str| (0..2000).map_while(|_| places.take(app(path))).collect::<Vec<_>>();
+        let crowd = take("/crowd/app");
+        assert_eq!(crowd.len(), 1024);
+        let others = [take("/fal-ai/flux"), take("/acme/cats"), take("/other/cats")];
+        assert_eq!(others.each_ref().map(Vec::len), [64, 32, 16]);
     }
 
     #[test]
