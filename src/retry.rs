@@ -189,8 +189,8 @@ impl<M> FalRetryLayer<M> {
     }
 
     /// How many refused requests may wait for a newer credential at once. Default: 1,024. Others get their error
-    /// immediately. An eighth more may wait: of these, requests to one owner, such as `fal-ai`,
-    /// as long as fewer of them wait than places are left.
+    /// immediately. Beyond that an eighth more may wait: a request gets one of these places as long as fewer requests to
+    /// its owner, such as `fal-ai`, wait than places are left.
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.policy.set_max_waiting(requests);
         self
@@ -213,9 +213,9 @@ impl<M> FalRetryLayer<M> {
         self
     }
 
-    /// Lets a 403 reload the store too, at most once a minute for each application. The request is sent again if that brings another
-    /// credential. A locked account and the application's own 403 are left out. Default: off, since another key seldom
-    /// cures a 403.
+    /// Lets a 403 reload the store too, at most once a minute for each application. The request is sent again if that
+    /// brings another credential. A locked account and the application's own 403 are left out. Default: off, since another
+    /// key seldom cures a 403.
     pub fn reload_on_forbidden(mut self) -> Self {
         self.policy.reload_on_forbidden = true;
         self

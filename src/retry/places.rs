@@ -7,9 +7,9 @@ use std::{
 
 use crate::application::{Application, Owner};
 
-/// Beside the places for all there is one more for each so many of them. Of these an owner gets one as long as fewer
-/// requests to it wait than places are left. So whoever has applications that refuse a crowd takes no wait from all others,
-/// and neither do several such owners.
+/// There is one further place for each so many that are for all. A request gets one of these as long as fewer requests to
+/// its owner wait than places are left. So an owner whose applications refuse a crowd leaves places for the others, and so
+/// do several such owners.
 const ONE_MORE_FOR: usize = 8;
 
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Places {
     pub(super) fn take(&self, application: Application) -> Option<Place<'_>> {
         let owner = application.owner();
         let mut taken = self.taken();
-        let (waiting, of_owner) = (taken.values().sum::<usize>(), taken.get(&owner).map_or(0, |count| *count));
+        let (waiting, of_owner) = (taken.values().sum::<usize>(), taken.get(&owner).copied().unwrap_or_default());
         let left = self.limit.saturating_add(self.limit / ONE_MORE_FOR).saturating_sub(waiting);
         if waiting >= self.limit && of_owner >= left {
             return None;
