@@ -27,8 +27,8 @@ pub(super) trait Witness: Send + Sync {
 
 /// The evidence as it stood at one moment.
 ///
-/// The lowest bit says whether the credential is accepted. The upper half is the number of the doubt: an accepted one was
-/// refused so often. The bits between are the number of the refusal within a doubt; once the doubt has ended, of the
+/// The lowest bit says whether the credential is accepted. The highest twelve are the number of the doubt: an accepted one
+/// was refused so often. The bits between are the number of the refusal within a doubt; once the doubt has ended, of the
 /// last one before the request was sent that has ended it. Both numbers are small, as nearly every request carries a mark
 /// and nearly none looks at it. All are zero until the credential is accepted for the first time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(crate) struct Mark(u32);
 
 const ACCEPTED: u32 = 1;
 const ONE_REFUSAL: u32 = 2;
-const ONE_DOUBT: u32 = 1 << 16;
+const ONE_DOUBT: u32 = 1 << 20;
 const REFUSALS: u32 = ONE_DOUBT - ONE_REFUSAL;
 
 impl Mark {
@@ -108,13 +108,14 @@ impl Evidence {
     pub(super) fn doubt(&self) -> Mark {
         let doubted = |now: u32| {
             let mark = Mark(now);
-            if mark.is_accepted() {
-                // Zero would mean that it was never accepted.
-                Some((mark.doubt() * ONE_DOUBT).wrapping_add(ONE_DOUBT).max(ONE_DOUBT))
-            } else if mark.was_ever_accepted() && mark.refusals() < REFUSALS {
-                Some(now + ONE_REFUSAL)
-            } else {
+            if !mark.was_ever_accepted() {
                 None
+            } else if mark.is_accepted() || mark.refusals() == REFUSALS {
+                // When no number is left, the next doubt begins, so that a success still answers only what was refused
+                // before it was sent. Zero would mean that it was never accepted.
+                Some((mark.doubt() * ONE_DOUBT).wrapping_add(ONE_DOUBT).max(ONE_DOUBT))
+            } else {
+                Some(now + ONE_REFUSAL)
             }
         };
         let before = self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, doubted);
@@ -224,13 +225,28 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_numbers_of_a_mark_are_bounded() {
+    fn after_the_last_refusal_of_a_doubt_another_doubt_begins() {
         let (evidence, _store) = watched();
         evidence.state.store(ONE_DOUBT | (REFUSALS - ONE_REFUSAL), Ordering::Relaxed);
+        let sent = evidence.mark();
         let last = evidence.doubt();
-        assert_eq!((last.refusals(), evidence.doubt()), (REFUSALS, last));
-        evidence.state.store(u32::MAX, Ordering::Relaxed);
-        assert_eq!(evidence.doubt(), Mark(ONE_DOUBT), "the first one again");
+        assert_eq!(last.refusals(), REFUSALS);
+        let next = evidence.doubt();
+        assert_eq!((next, evidence.doubt()), (Mark(2 * ONE_DOUBT), Mark(2 * ONE_DOUBT + ONE_REFUSAL)));
+
+        evidence.accept(Generation::FIRST, sent);
+        assert!(!evidence.mark().is_accepted(), "it was sent before these refusals");
+        evidence.accept(Generation::FIRST, next);
+        assert!(last.was_accepted_until(evidence.mark()) && next.was_accepted_until(evidence.mark()));
+    }
+
+    #[test]
+    fn after_the_last_doubt_comes_the_first() {
+        let (evidence, _store) = watched();
+        for state in [u32::MAX, u32::MAX - ACCEPTED] {
+            evidence.state.store(state, Ordering::Relaxed);
+            assert_eq!(evidence.doubt(), Mark(ONE_DOUBT));
+        }
     }
 
     #[test]
