@@ -902,6 +902,41 @@ async fn a_wait_that_was_late_and_finds_nothing_has_timed_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_late_wait_ends_when_the_refused_key_is_accepted() {
+    for is_paused in [false, true] {
+        let (store, source) = Gated::store().await;
+        let refused = store.load();
+        let tried = [(refused.clone(), refused.mark())];
+        let claim = claim(Reason::UnknownCredential);
+        source.set_open(is_paused);
+        let mut wait = task::spawn(store.wait_past(Generation::FIRST, claim, &tried, WaitFor::Newer, 2 * SECOND));
+        assert_pending!(wait.poll());
+        if is_paused {
+            tokio::time::sleep(Duration::from_millis(1990)).await;
+            assert_pending!(wait.poll());
+            // Others ask so often that no load may begin for 150 ms.
+            for n in 0..9 {
+                store.ask_past(
+                    Generation::FIRST,
+                    Claim { application: Application::at(Some("fal.run"), &format!("/other/{n}")), ..claim },
+                );
+                for _ in 0..10 {
+                    tokio::task::yield_now().await; // the load ends
+                }
+            }
+            assert!(source.loads() >= 9, "{}", source.loads());
+        }
+        tokio::time::advance(Duration::from_millis(if is_paused { 70 } else { 5000 })).await; // the process was stopped
+        assert_pending!(wait.poll());
+        let began = Instant::now();
+        refused.note_accepted(refused.mark());
+        let waited = wait.await;
+        assert!(waited.error.is_none() && !waited.timed_out, "{waited:?}");
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_wait_that_ends_in_time_does_not_look_again() {
     let (store, source) = Gated::store().await;
     let mut waits = source.refused(&store, 1).await;

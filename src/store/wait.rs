@@ -127,11 +127,7 @@ impl Wait<'_> {
     /// Waits for a load that began at this time or later. Returns whether there is a newer credential then, or fal has come
     /// to accept one of those that were tried.
     async fn look_since(&mut self, time: Instant) -> bool {
-        loop {
-            if is_accepted(self.tried) {
-                self.error = None;
-                return true;
-            }
+        while !is_accepted(self.tried) {
             match self.shared.demand_past(self.driver, self.refused, self.claim, Urgency::Since(time)) {
                 Past::CoolingDown { until, .. } if !self.driver.is_gone() => self.cool_down(until).await,
                 Past::Load { number, .. } => {
@@ -141,7 +137,7 @@ impl Wait<'_> {
                 Past::CoolingDown { .. } | Past::Newer(_) => break,
             }
         }
-        let found = self.shared.newest() > self.refused;
+        let found = self.shared.newest() > self.refused || is_accepted(self.tried);
         if found {
             self.error = None;
         }
