@@ -249,21 +249,21 @@ impl CredentialStore {
         self.shared.candidates()
     }
 
-    /// The newest credential, if fal did not accept it so far, it is time to try it again, and the request may carry it.
-    /// This costs one relaxed load otherwise.
+    /// The newest credential, if fal did not accept it so far and it is time to try it again with a request to this
+    /// application. `carrier` is the application, if the request may carry it. This costs one relaxed load otherwise.
     #[inline]
     pub(crate) fn take_try(
         &self,
-        may_carry: impl FnOnce() -> bool,
+        carrier: impl FnOnce() -> Option<Application>,
         replayable: impl FnOnce() -> bool,
     ) -> Option<Snapshot> {
-        self.shared.take_try(may_carry, replayable)
+        self.shared.take_try(carrier, replayable)
     }
 
     /// fal, or the application behind it, has refused this credential of this store, in a request that was sent when the
     /// evidence stood at `sent`. Returns the evidence for it.
-    pub(crate) fn note_refused(&self, refused: &Snapshot, sent: Mark, reason: Reason) -> Mark {
-        self.shared.note_refused(refused, sent, reason)
+    pub(crate) fn note_refused(&self, refused: &Snapshot, sent: Mark, claim: Claim) -> Mark {
+        self.shared.note_refused(refused, sent, claim)
     }
 
     /// Has the driver look for a newer credential than this one, as [`reload_past`](Self::reload_past), but does not

@@ -2,7 +2,7 @@ use std::{fmt, marker::PhantomData, ops::ControlFlow, sync::Arc};
 
 use async_trait::async_trait;
 use http::{Extensions, Uri};
-use reqwest::{Request, Response, redirect};
+use reqwest::{Request, Response, Url, redirect};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next};
 
 use super::service::{crossed_origin, with_url};
@@ -123,7 +123,8 @@ impl<M: Mode> Middleware for FalRetryMiddleware<M> {
             return Err(Error::middleware(Findable(FalAuthError::NoCredential)));
         }
         let policy = Arc::clone(&self.policy);
-        let mut attempts = Attempts::new(policy, extensions, || request.try_clone().is_some());
+        let application = || application_at(request.url());
+        let mut attempts = Attempts::new(policy, extensions, application, || request.try_clone().is_some());
         loop {
             let copy = request.try_clone();
             attempts.prepare(extensions);
@@ -159,7 +160,7 @@ async fn examine<M: Mode>(
     copy: Option<Request>,
 ) -> ControlFlow<Result<Response, Error>, Request> {
     let replayable = copy.is_some();
-    let application = Application::at(response.url().host_str(), response.url().path());
+    let application = application_at(response.url());
     let examined = attempts.examine::<_, M>(application, with_url(response), stamp, replayable).await;
     match examined.replay.zip(copy) {
         Some((with, copy)) => {
@@ -186,6 +187,10 @@ fn ended(result: &Result<Response, Error>) -> Ended<'_> {
 
 fn origin_of(result: &Result<Response, Error>) -> String {
     result.as_ref().map_or_else(|_| String::new(), |response| response.url().origin().ascii_serialization())
+}
+
+fn application_at(url: &Url) -> Application {
+    Application::at(url.host_str(), url.path())
 }
 
 fn sent<'a>(request: &'a Request, extensions: &'a Extensions) -> Sent<'a> {

@@ -51,9 +51,16 @@ pub(crate) enum Next {
 }
 
 impl Attempts {
-    /// For a request with these extensions. `replayable` says whether it can be sent again for sure.
-    pub(crate) fn new(policy: Arc<Policy>, extensions: &Extensions, replayable: impl FnOnce() -> bool) -> Self {
-        let send_with = policy.take_try(|| extensions.get::<Credential>().is_none(), replayable);
+    /// For a request with these extensions. `application` says where it goes, and `replayable` whether it can be sent
+    /// again for sure.
+    pub(crate) fn new(
+        policy: Arc<Policy>,
+        extensions: &Extensions,
+        application: impl FnOnce() -> Application,
+        replayable: impl FnOnce() -> bool,
+    ) -> Self {
+        let carrier = || extensions.get::<Credential>().is_none().then(application);
+        let send_with = policy.take_try(carrier, replayable);
         let progress = policy.transient.is_some().then(Progress::first);
         Self { policy, send_with, replayed: Replayed::default(), tried: Tried::new(), progress }
     }

@@ -76,7 +76,8 @@ where
     pub(super) fn new(service: &mut S, request: Request<B>, policy: Arc<Policy>) -> Self {
         let (mut head, body) = request.into_parts();
         let (first, body) = ReplayBody::new(body, policy.max_body, &policy.memory);
-        let attempts = Attempts::new(policy, &head.extensions, || body.is_certain());
+        let application = || Application::at(head.uri.host(), head.uri.path());
+        let attempts = Attempts::new(policy, &head.extensions, application, || body.is_certain());
         let kept = Head::keep(&head);
         attempts.prepare(&mut head.extensions);
         // The service that was made ready is called; this one is made ready before it is.

@@ -129,14 +129,14 @@ impl Policy {
         }
     }
 
-    /// The newest credential, if it is time for a request that may carry it to try it: see
+    /// The newest credential, if it is time to try it with a request to this application: see
     /// [`take_try`](CredentialStore::take_try).
     pub(super) fn take_try(
         &self,
-        may_carry: impl FnOnce() -> bool,
+        carrier: impl FnOnce() -> Option<Application>,
         replayable: impl FnOnce() -> bool,
     ) -> Option<Snapshot> {
-        self.store.as_ref()?.take_try(may_carry, replayable)
+        self.store.as_ref()?.take_try(carrier, replayable)
     }
 
     /// A request was refused that carried no credential of a layer of ours.
@@ -180,7 +180,7 @@ impl Policy {
         let start = body.start();
         let said = classify(head.status, &head.headers, &start, Some(sent_with.credential()));
         if let Some((store, (snapshot, mark))) = self.ours(&sent_with) {
-            let mark = store.note_refused(snapshot, mark, said.reason);
+            let mark = store.note_refused(snapshot, mark, Claim { application, reason: said.reason });
             // What was accepted between two attempts with it is over.
             tried.retain(|(earlier, _)| earlier.generation() != snapshot.generation());
             tried.push((snapshot.clone(), mark));
@@ -317,8 +317,8 @@ fn other(candidates: [Option<Candidate>; 2], tried: &Tried, replayed: Replayed) 
         let other = if is_newer(&candidate) { Other::Newer } else { Other::Previous };
         return Some(Replay { snapshot: candidate.snapshot, other });
     }
-    // The newest one was accepted since it was refused, whatever was claimed after that. Or the previous one was refused after it: then fal has
-    // switched from one to the other between the two attempts.
+    // The newest one was accepted since it was refused, whatever was claimed after that. Or the previous one was refused
+    // after it: then fal has switched from one to the other between the two attempts.
     let was_accepted_since = !mark.was_ever_accepted() && newest.mark().was_ever_accepted();
     let fal_has_switched =
         last.generation() < newest.generation() && last_mark.was_ever_accepted() && !mark.was_ever_accepted();

@@ -21,8 +21,8 @@ const COOL_DOWN: Duration = Duration::from_secs(1);
 const LONGEST_COOL_DOWN: Duration = Duration::from_secs(60);
 
 /// For each load that any refusal had asked for, there are to be so long without another one. It need not be at once: so
-/// many may come in a row.
-const PAUSE: Duration = Duration::from_millis(500);
+/// many may come in a row. It is shorter than the time for which the last load of a wait is an answer.
+const PAUSE: Duration = Duration::from_millis(150);
 const IN_A_ROW: u32 = 8;
 
 /// A refusal is a claim: by this application, or by fal itself about a request to it, and for this reason.

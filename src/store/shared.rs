@@ -19,6 +19,7 @@ use super::{
     status::{DriverState, Status},
 };
 use crate::{
+    application::Application,
     credential::Credential,
     error::{Reason, SourceError},
     events::{self, StoreMetrics},
@@ -471,28 +472,33 @@ impl Shared {
         }
     }
 
-    /// The newest credential, if it is not in use, it is time to try it again, and the request may carry it.
+    /// The newest credential, if it is not in use and it is time to try it with a request to this application. `carrier`
+    /// is the application, if the request may carry the credential.
     ///
     /// A request that cannot be sent again would be lost. It tries only when the credential in use seems to be lost,
-    /// too: there may be no other requests.
+    /// too, and this very application has refused it: there may be no other requests, and others may lie.
     #[inline]
     pub(super) fn take_try(
         &self,
-        may_carry: impl FnOnce() -> bool,
+        carrier: impl FnOnce() -> Option<Application>,
         replayable: impl FnOnce() -> bool,
     ) -> Option<Snapshot> {
-        if !self.has_tries.load(Ordering::Relaxed) || !may_carry() {
+        if !self.has_tries.load(Ordering::Relaxed) {
             return None;
         }
+        let application = carrier()?;
         let replayable = replayable();
         let mut writer = self.writer();
-        let may_try = replayable || writer.is_current_refused();
-        may_try.then(|| writer.standby.take_try())?
+        let in_use = self.slot.load().mark();
+        let may_try =
+            replayable || (writer.is_current_refused() && writer.standby.was_other_refused(application, in_use));
+        may_try.then(|| writer.standby.take_try(application))?
     }
 
     /// fal, or an application behind it, has refused this credential, in a request that was sent when the evidence stood
     /// at `sent`. Returns the evidence as it stands now.
-    pub(super) fn note_refused(&self, refused: &Snapshot, sent: Mark, reason: Reason) -> Mark {
+    pub(super) fn note_refused(&self, refused: &Snapshot, sent: Mark, claim: Claim) -> Mark {
+        let Claim { application, reason } = claim;
         let mut writer = self.writer();
         // Only this reason says that fal does not know the key. Any other 401, for one app that the key may not use,
         // must take nothing from other requests.
@@ -504,6 +510,9 @@ impl Shared {
         let current = self.slot.load();
         if current.generation() != refused.generation() {
             return mark;
+        }
+        if is_unknown {
+            writer.standby.other_refused(application, mark);
         }
         if is_unknown
             && !mark.was_ever_accepted()

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::slot::Snapshot;
-use crate::backoff::{exponential, jittered};
+use super::{evidence::Mark, slot::Snapshot};
+use crate::{
+    application::{Application, ByApplication},
+    backoff::{exponential, jittered},
+};
 
 /// A newest credential that fal refused is tried again after this pause, then after twice the time, and so on.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -20,7 +23,18 @@ pub(super) enum Standby {
     Previous { snapshot: Snapshot, since: Instant },
     /// fal has refused the newest credential before it ever accepted it, so the previous one is in use again. This is
     /// the newest one.
-    Newest { snapshot: Snapshot, tries: u32, next_try: Instant },
+    Newest { snapshot: Snapshot, first_try: Instant, tries: ByApplication<Tries> },
+}
+
+/// The requests to one application that have tried a newest credential which is not in use. An application that refuses
+/// whatever it gets puts off only its own tries.
+#[derive(Default)]
+pub(super) struct Tries {
+    /// Absent before the first one.
+    next: Option<Instant>,
+    made: u32,
+    /// The evidence for the credential in use when this application last refused it in a doubt that was new.
+    other_refused: Option<Mark>,
 }
 
 /// A credential that a request may be sent with.
@@ -39,7 +53,7 @@ impl Candidate {
 
 impl Standby {
     pub(super) fn newest(snapshot: Snapshot) -> Self {
-        Self::Newest { snapshot, tries: 1, next_try: Instant::now() + jittered(FIRST_PAUSE) }
+        Self::Newest { snapshot, first_try: Instant::now() + jittered(FIRST_PAUSE), tries: ByApplication::default() }
     }
 
     pub(super) fn is_newest(&self) -> bool {
@@ -79,15 +93,33 @@ impl Standby {
         }
     }
 
-    /// The newest credential, if it is time to try it again. The next time is later each time.
-    pub(super) fn take_try(&mut self) -> Option<Snapshot> {
-        let Self::Newest { snapshot, tries, next_try } = self else { return None };
+    /// This application has refused the credential in use, of which this is the evidence. If it is the first time in this
+    /// doubt, the newest one is tried at once.
+    pub(super) fn other_refused(&mut self, application: Application, in_use: Mark) {
+        let Self::Newest { tries, .. } = self else { return };
+        let tries = tries.of(application);
+        if !tries.other_refused.is_some_and(|mark| mark.is_same_doubt(in_use)) {
+            *tries = Tries { next: Some(Instant::now()), made: 0, other_refused: Some(in_use) };
+        }
+    }
+
+    /// Whether this application has refused the credential in use, and nothing was proven since.
+    pub(super) fn was_other_refused(&mut self, application: Application, in_use: Mark) -> bool {
+        let Self::Newest { tries, .. } = self else { return false };
+        tries.of(application).other_refused.is_some_and(|mark| mark.is_same_doubt(in_use))
+    }
+
+    /// The newest credential, if it is time to try it with a request to this application. The next time is later each
+    /// time.
+    pub(super) fn take_try(&mut self, application: Application) -> Option<Snapshot> {
+        let Self::Newest { snapshot, first_try, tries } = self else { return None };
+        let tries = tries.of(application);
         let now = Instant::now();
-        if now < *next_try {
+        if now < tries.next.unwrap_or(*first_try) {
             return None;
         }
-        *next_try = now + jittered(exponential(FIRST_PAUSE, *tries, LONGEST_PAUSE));
-        *tries = tries.saturating_add(1);
+        tries.made = tries.made.saturating_add(1);
+        tries.next = Some(now + jittered(exponential(FIRST_PAUSE, tries.made, LONGEST_PAUSE)));
         Some(snapshot.clone())
     }
 }
