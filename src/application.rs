@@ -24,6 +24,9 @@ pub(crate) fn split_app(path: &str) -> Option<(&str, Option<&str>)> {
     }
 }
 
+/// The domains of fal's hosts.
+const FALS: [&str; 3] = ["fal.run", "fal.ai", "falrun.com"];
+
 /// An application behind fal: its host, its owner, and its name there. Hashes stand for them, as the texts may be of any
 /// length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,15 +45,26 @@ impl Application {
         // With keys that nobody knows, nobody can choose two names of one hash.
         static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         let path = path.trim_start_matches('/');
-        let app = split_app(path).map_or(path, |(app, _)| app);
-        let owner = app.rsplit_once('/').map_or(app, |(owner, _)| owner);
         let host = host.map(str::to_ascii_lowercase);
+        let app = if host.as_deref().is_none_or(is_fals) {
+            split_app(path).map_or(path, |(app, _)| app)
+        } else {
+            // A gateway, whose paths may begin with segments of its own: the whole endpoint.
+            path.split("/requests/").next().unwrap_or(path).trim_end_matches('/')
+        };
+        let owner = app.rsplit_once('/').map_or(app, |(owner, _)| owner);
         Self { owner: Owner(KEYS.hash_one(owner)), hash: KEYS.hash_one((host, app)) }
     }
 
     pub(crate) fn owner(self) -> Owner {
         self.owner
     }
+}
+
+/// Only a gateway's paths are read in another way: no credential depends on this.
+fn is_fals(host: &str) -> bool {
+    let is_under = |domain| host.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    FALS.into_iter().any(is_under)
 }
 
 /// What is noted of each of the last 64 applications.
@@ -135,6 +149,26 @@ mod tests {
         for host in [Some("queue.fal.run"), None] {
             assert_ne!(Application::at(host, "/fal-ai/flux"), fal("/fal-ai/flux"), "{host:?}");
         }
+    }
+
+    #[test]
+    fn behind_a_gateway_a_whole_endpoint_is_an_application() {
+        let at = |path| Application::at(Some("gateway.example.com"), path);
+        let flux = at("/fal/fal-ai/flux/dev");
+        for path in
+            ["/fal/fal-ai/flux/dev/", "/fal/fal-ai/flux/dev/requests/1", "/fal/fal-ai/flux/dev/requests/2/status"]
+        {
+            assert_eq!(at(path), flux, "{path}");
+        }
+        for path in ["/fal/fal-ai/flux", "/fal/fal-ai/other/dev", "/fal/other/flux/dev"] {
+            assert_ne!(at(path), flux, "{path}");
+        }
+        for host in ["fal.run", "queue.fal.run", "QUEUE.FALRUN.COM", "rest.fal.ai"] {
+            let at = |path| Application::at(Some(host), path);
+            assert_eq!(at("/fal-ai/flux/dev"), at("/fal-ai/flux/schnell"), "{host}");
+        }
+        let other = Application::at(Some("notfal.run"), "/fal-ai/flux/dev");
+        assert_ne!(other, Application::at(Some("notfal.run"), "/fal-ai/flux/schnell"));
     }
 
     #[test]
