@@ -49,8 +49,8 @@ impl Application {
         let app = if host.as_deref().is_none_or(is_fals) {
             split_app(path).map_or(path, |(app, _)| app)
         } else {
-            // A gateway, whose paths may begin with segments of its own: the whole endpoint.
-            path.split("/requests/").next().unwrap_or(path).trim_end_matches('/')
+            // A gateway, whose paths may begin with a segment of its own.
+            path.match_indices('/').nth(2).map_or(path, |(end, _)| &path[..end])
         };
         let owner = app.rsplit_once('/').map_or(app, |(owner, _)| owner);
         Self { owner: Owner(KEYS.hash_one(owner)), hash: KEYS.hash_one((host, app)) }
@@ -83,17 +83,26 @@ impl<V> Default for ByApplication<V> {
 impl<V: Default> ByApplication<V> {
     /// What is noted of this one.
     pub(crate) fn of(&mut self, application: Application) -> &mut V {
-        let known = self.noted.iter().position(|(known, _)| *known == application);
-        let noted = match known {
-            Some(at) => self.noted.remove(at),
-            None => (application, V::default()),
-        };
-        if self.noted.len() >= NOTED {
-            self.forget_one();
+        if self.known(application).is_none() {
+            if self.noted.len() >= NOTED {
+                self.forget_one();
+            }
+            self.noted.push((application, V::default()));
         }
-        self.noted.push(noted);
         let last = self.noted.len() - 1;
         &mut self.noted[last].1
+    }
+
+    pub(crate) fn knows(&self, application: Application) -> bool {
+        self.noted.iter().any(|(known, _)| *known == application)
+    }
+
+    /// What is noted of this one, if it is one of the last.
+    pub(crate) fn known(&mut self, application: Application) -> Option<&mut V> {
+        let at = self.noted.iter().position(|(known, _)| *known == application)?;
+        let noted = self.noted.remove(at);
+        self.noted.push(noted);
+        self.noted.last_mut().map(|(_, noted)| noted)
     }
 
     pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut V> {
@@ -152,17 +161,17 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_gateway_a_whole_endpoint_is_an_application() {
+    fn behind_a_gateway_an_application_has_one_segment_more() {
         let at = |path| Application::at(Some("gateway.example.com"), path);
-        let flux = at("/fal/fal-ai/flux/dev");
-        for path in
-            ["/fal/fal-ai/flux/dev/", "/fal/fal-ai/flux/dev/requests/1", "/fal/fal-ai/flux/dev/requests/2/status"]
-        {
+        let flux = at("/fal/fal-ai/flux");
+        for path in ["/fal/fal-ai/flux/dev", "/fal/fal-ai/flux/requests/1", "/fal/fal-ai/flux/requests/2/status"] {
             assert_eq!(at(path), flux, "{path}");
         }
-        for path in ["/fal/fal-ai/flux", "/fal/fal-ai/other/dev", "/fal/other/flux/dev"] {
+        for path in ["/fal/fal-ai", "/fal/fal-ai/other", "/fal/other/flux", "/fal-ai/flux/dev"] {
             assert_ne!(at(path), flux, "{path}");
         }
+        assert_eq!(at("/fal/fal-ai/other").owner(), flux.owner());
+        assert_ne!(at("/fal/other/flux").owner(), flux.owner());
         for host in ["fal.run", "queue.fal.run", "QUEUE.FALRUN.COM", "rest.fal.ai"] {
             let at = |path| Application::at(Some(host), path);
             assert_eq!(at("/fal-ai/flux/dev"), at("/fal-ai/flux/schnell"), "{host}");

@@ -26,9 +26,9 @@
 //! requests.
 //!
 //! An application is a host and the first two segments of the path (three behind `workflows/` and `comfy/`). On a host that
-//! is not fal's, such as a gateway, it is the whole path, without the `/requests/…` of the queue. The last 64 are
-//! remembered; when there are more, the oldest one of the owner (what stands before the last segment) who has the most is
-//! forgotten. However many there are, refusals cause at most seven reloads a second, and eight more after a quiet time.
+//! is not fal's, such as a gateway, there is one segment more. The last 64 are remembered; when there are more, the oldest
+//! one of the owner (what stands before the last segment) who has the most is forgotten. However many there are, refusals
+//! cause at most seven reloads a second, and eight more after a quiet time.
 //!
 //! A request is sent again at most once with a newer credential and at most once with the previous one (and once with the
 //! newest one again, if fal has come to accept that since), and only if its body can be sent again: see [`ReplayBody`].
