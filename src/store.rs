@@ -59,6 +59,7 @@ mod slot;
 mod standby;
 mod status;
 mod subscription;
+mod tries;
 mod wait;
 #[cfg(feature = "watch")]
 mod watch;
@@ -243,27 +244,32 @@ impl CredentialStore {
         self.shared.issued(snapshot)
     }
 
-    /// The credentials that a request may be sent with, the best one first: the one in use, and the one beside it while
+    /// The credentials that a request to this application may be sent with, the best one first: the one in use, and the one beside it while
     /// fal has not accepted the newest one.
-    pub(crate) fn candidates(&self) -> [Option<Candidate>; 2] {
-        self.shared.candidates()
+    pub(crate) fn candidates(&self, application: Application) -> [Option<Candidate>; 2] {
+        self.shared.candidates(application)
     }
 
-    /// The newest credential, if fal did not accept it so far and it is time to try it again with a request to this
-    /// application. `carrier` is the application, if the request may carry it. This costs one relaxed load otherwise.
+    /// What to send a request with, if not with the credential in use: see [`Standby`](standby::Standby). `carrier` is its
+    /// application, if it may carry one of the store's. This costs one relaxed load when fal has accepted the newest one.
     #[inline]
-    pub(crate) fn take_try(
+    pub(crate) fn send_with(
         &self,
         carrier: impl FnOnce() -> Option<Application>,
         replayable: impl FnOnce() -> bool,
     ) -> Option<Snapshot> {
-        self.shared.take_try(carrier, replayable)
+        self.shared.send_with(carrier, replayable)
     }
 
     /// fal, or the application behind it, has refused this credential of this store, in a request that was sent when the
     /// evidence stood at `sent`. Returns the evidence for it.
     pub(crate) fn note_refused(&self, refused: &Snapshot, sent: Mark, claim: Claim) -> Mark {
         self.shared.note_refused(refused, sent, claim)
+    }
+
+    /// A request was refused with this credential, and accepted with the previous one after that.
+    pub(crate) fn note_previous_worked(&self, refused: &Snapshot) {
+        self.shared.note_previous_worked(refused);
     }
 
     /// Has the driver look for a newer credential than this one, as [`reload_past`](Self::reload_past), but does not

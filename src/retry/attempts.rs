@@ -60,7 +60,7 @@ impl Attempts {
         replayable: impl FnOnce() -> bool,
     ) -> Self {
         let carrier = || extensions.get::<Credential>().is_none().then(application);
-        let send_with = policy.take_try(carrier, replayable);
+        let send_with = policy.send_with(carrier, replayable);
         let progress = policy.transient.is_some().then(Progress::first);
         Self { policy, send_with, replayed: Replayed::default(), tried: Tried::new(), progress }
     }
@@ -108,7 +108,12 @@ impl Attempts {
         {
             return Next::BackOff(wait);
         }
-        if matches!(ended, Ended::Answered { .. }) {
+        if let Ended::Answered { status, .. } = ended {
+            if status.is_success()
+                && let Some(accepted) = &self.send_with
+            {
+                self.policy.note_replayed(accepted, &self.tried);
+            }
             self.tell_of_replay(true);
         }
         Next::Return

@@ -129,14 +129,23 @@ impl Policy {
         }
     }
 
-    /// The newest credential, if it is time to try it with a request to this application: see
-    /// [`take_try`](CredentialStore::take_try).
-    pub(super) fn take_try(
+    /// What to send a request with, if not with the credential in use: see
+    /// [`send_with`](CredentialStore::send_with).
+    pub(super) fn send_with(
         &self,
         carrier: impl FnOnce() -> Option<Application>,
         replayable: impl FnOnce() -> bool,
     ) -> Option<Snapshot> {
-        self.store.as_ref()?.take_try(carrier, replayable)
+        self.store.as_ref()?.send_with(carrier, replayable)
+    }
+
+    /// A request was accepted that was sent with this credential, after it was refused with these.
+    pub(super) fn note_replayed(&self, accepted: &Snapshot, tried: &Tried) {
+        if let Some((store, (refused, _))) = self.store.as_ref().zip(newest(tried))
+            && accepted.generation() < refused.generation()
+        {
+            store.note_previous_worked(refused);
+        }
     }
 
     /// A request was refused that carried no credential of a layer of ours.
@@ -260,7 +269,7 @@ impl Policy {
     }
 
     fn decide(&self, parts: &RefusalParts, store: &CredentialStore, tried: &Tried) -> (Decision, Option<Replay>) {
-        let replay = other(store.candidates(), tried, parts.replayed);
+        let replay = other(store.candidates(parts.application), tried, parts.replayed);
         (rule::decide(parts, replay.as_ref().map(|replay| replay.other), self.reload_on_forbidden), replay)
     }
 

@@ -5,16 +5,23 @@ use std::{
     fmt,
     sync::{
         Weak,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use crate::generation::Generation;
+
+/// A credential that fal has accepted counts as refused if it is refused for this long without being accepted. One
+/// refusal alone may be an application's.
+pub(super) const DOUBT_IS_CONFIRMED: Duration = Duration::from_secs(2);
 
 /// The evidence for one credential, shared by all of its snapshots.
 pub(super) struct Evidence {
     /// The latest [`Mark`].
     state: AtomicU32,
+    /// Whether a request has succeeded since that was last asked which was sent too early to end the doubt.
+    late_success: AtomicBool,
     /// The store that it belongs to.
     store: Weak<dyn Witness>,
 }
@@ -74,7 +81,7 @@ impl Mark {
 
 impl Evidence {
     pub(super) fn new(store: Weak<dyn Witness>) -> Self {
-        Self { state: AtomicU32::new(0), store }
+        Self { state: AtomicU32::new(0), late_success: AtomicBool::new(false), store }
     }
 
     #[inline]
@@ -85,11 +92,17 @@ impl Evidence {
     /// fal accepted a request that was sent when the evidence stood at `sent`.
     #[cold]
     pub(super) fn accept(&self, generation: Generation, sent: Mark) {
-        if self.note(sent)
-            && let Some(store) = self.store.upgrade()
-        {
+        if !self.note(sent) {
+            self.late_success.store(true, Ordering::Relaxed);
+        } else if let Some(store) = self.store.upgrade() {
             store.accepted(generation);
         }
+    }
+
+    /// Whether a request has succeeded since this was last asked that did not end the doubt, as it was sent before. When a
+    /// credential is revoked, there are soon no more of these.
+    pub(super) fn take_late_success(&self) -> bool {
+        self.late_success.swap(false, Ordering::Relaxed)
     }
 
     /// Notes that a request was accepted, and returns whether the store has to hear of it.

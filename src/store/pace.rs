@@ -90,15 +90,19 @@ impl Paces {
         self.of(claim).asked = true;
     }
 
-    /// A load has ended: starts the cool-downs of those who had asked for it. Returns whether any had.
-    pub(super) fn load_ended(&mut self) -> bool {
-        let is_for_refusal = std::mem::take(&mut self.asked);
-        if is_for_refusal {
-            let now = Instant::now();
-            self.pauses_end = Some(self.pauses_end.map_or(now, |end| end.max(now)) + PAUSE);
+    /// A load has ended: starts the cool-downs of those who had asked for it, if the source was told of what they had to
+    /// say. Returns whether it was their load.
+    pub(super) fn load_ended(&mut self, is_told: bool) -> bool {
+        if !self.asked {
+            return false;
+        }
+        let now = Instant::now();
+        self.pauses_end = Some(self.pauses_end.map_or(now, |end| end.max(now)) + PAUSE);
+        if is_told {
+            self.asked = false;
             self.all().for_each(Pace::load_ended);
         }
-        is_for_refusal
+        is_told
     }
 
     /// Another credential is the newest one now: no refusal has asked for its successor.

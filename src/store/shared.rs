@@ -12,7 +12,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     clock::Clock,
-    evidence::{Evidence, Mark, Witness},
+    evidence::{DOUBT_IS_CONFIRMED, Evidence, Mark, Witness},
     pace::{Claim, Paces, Urgency},
     slot::{Slot, Snapshot},
     standby::{Candidate, Standby},
@@ -29,17 +29,13 @@ use crate::{
 /// A credential that was replaced is kept no longer than this, whatever a layer asks for.
 const LONGEST_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A credential that fal has accepted counts as refused if it is refused for this long without being accepted. One
-/// refusal alone may be an application's.
-const DOUBT_IS_CONFIRMED: Duration = Duration::from_secs(2);
-
 pub(super) const DEFAULT_NAME: &str = "default";
 
 pub(super) struct Shared {
     slot: Slot,
     status: watch::Sender<Status>,
     writer: Mutex<Writer>,
-    /// Whether the newest credential is not in use, so that it is to be tried again from time to time.
+    /// Whether some requests go out with another credential than the one in use.
     has_tries: AtomicBool,
     /// What makes evidence tell this store.
     me: Weak<Self>,
@@ -134,13 +130,6 @@ impl Writer {
             overlap: Duration::ZERO,
             standby: Standby::Nothing,
         }
-    }
-}
-
-impl Writer {
-    /// Whether the credential in use has been refused for a while without being accepted.
-    fn is_current_refused(&self) -> bool {
-        self.doubted.is_some_and(|(_, since)| since.elapsed() >= DOUBT_IS_CONFIRMED)
     }
 }
 
@@ -320,7 +309,8 @@ impl Shared {
         let mut writer = self.writer();
         writer.loading = false;
         // If the source was not told of a refusal yet, the next load ends what that has asked for.
-        let is_for_refusal = writer.refused.is_none() && writer.paces.load_ended();
+        let is_told = writer.refused.is_none();
+        let is_for_refusal = writer.paces.load_ended(is_told);
         let result = self.accept(&mut writer, source, loaded);
         let earlier_failures = self.record(&result);
         if !is_for_refusal && matches!(result, Ok(Some(_))) {
@@ -434,7 +424,7 @@ impl Shared {
         if writer.standby.is_newest() && !standby.is_newest() {
             self.status.send_modify(Status::nothing_pending);
         }
-        self.has_tries.store(standby.is_newest(), Ordering::Relaxed);
+        self.has_tries.store(standby.is_newest(), Ordering::Relaxed); // and when the newest one is refused
         writer.standby = standby;
     }
 
@@ -458,11 +448,12 @@ impl Shared {
         writer.overlap = writer.overlap.max(overlap.min(LONGEST_OVERLAP));
     }
 
-    /// The credentials that a request may be sent with: the one in use, and the one beside it. A credential that fal
-    /// accepts comes first.
-    pub(super) fn candidates(&self) -> [Option<Candidate>; 2] {
+    /// The credentials that a request to this application may be sent with: the one in use, and the one beside it. A
+    /// credential that fal accepts comes first.
+    pub(super) fn candidates(&self, application: Application) -> [Option<Candidate>; 2] {
         let writer = self.writer();
-        let current = Candidate { snapshot: self.slot.load(), is_set_aside: false };
+        let has_refused = matches!(&writer.standby, Standby::Previous { tries, .. } if tries.has_refused(application));
+        let current = Candidate { snapshot: self.slot.load(), is_set_aside: has_refused };
         let is_set_aside = matches!(writer.standby, Standby::Newest { .. });
         let other =
             writer.standby.snapshot(writer.overlap).map(|other| Candidate { snapshot: other.clone(), is_set_aside });
@@ -472,13 +463,10 @@ impl Shared {
         }
     }
 
-    /// The newest credential, if it is not in use and it is time to try it with a request to this application. `carrier`
-    /// is the application, if the request may carry the credential.
-    ///
-    /// A request that cannot be sent again would be lost. It tries only when the credential in use seems to be lost,
-    /// too, and this very application has refused it: there may be no other requests, and others may lie.
+    /// What to send a request with, if not with the credential in use. `carrier` is its application, if it may carry one of
+    /// the store's.
     #[inline]
-    pub(super) fn take_try(
+    pub(super) fn send_with(
         &self,
         carrier: impl FnOnce() -> Option<Application>,
         replayable: impl FnOnce() -> bool,
@@ -486,13 +474,20 @@ impl Shared {
         if !self.has_tries.load(Ordering::Relaxed) {
             return None;
         }
-        let application = carrier()?;
-        let replayable = replayable();
+        let (application, replayable) = (carrier()?, replayable());
         let mut writer = self.writer();
-        let in_use = self.slot.load().mark();
-        let may_try =
-            replayable || (writer.is_current_refused() && writer.standby.was_other_refused(application, in_use));
-        may_try.then(|| writer.standby.take_try(application))?
+        let overlap = writer.overlap;
+        match &mut writer.standby {
+            Standby::Nothing => None,
+            Standby::Previous { snapshot, since, tries } => {
+                let is_way_back = since.elapsed() < overlap && tries.has_refused(application);
+                (is_way_back && !tries.take(application, replayable, snapshot.mark())).then(|| snapshot.clone())
+            }
+            Standby::Newest { snapshot, tries } => {
+                let in_use = self.slot.load().mark();
+                tries.take(application, replayable, in_use).then(|| snapshot.clone())
+            }
+        }
     }
 
     /// fal, or an application behind it, has refused this credential, in a request that was sent when the evidence stood
@@ -508,29 +503,16 @@ impl Shared {
         }
         let mark = if is_unknown { refused.evidence().doubt() } else { refused.mark() };
         let current = self.slot.load();
-        if current.generation() != refused.generation() {
-            return mark;
-        }
+        let is_in_use = current.generation() == refused.generation();
         if is_unknown {
-            writer.standby.other_refused(application, mark);
+            self.note_for_tries(&mut writer, application, refused, is_in_use, mark);
         }
-        if is_unknown
-            && !mark.was_ever_accepted()
-            && let Standby::Previous { snapshot, .. } = &writer.standby
-        {
-            let previous = snapshot.clone();
-            self.set_standby(&mut writer, Standby::newest(current.clone()));
-            self.use_snapshot(&mut writer, &previous);
-            self.status.send_modify(|status| status.set_pending(&current));
-            drop(writer);
-            let (credential, generation) = (current.credential(), current.generation().get());
-            events::set_aside(current.source(), credential, generation, previous.credential());
-            self.show();
+        if !is_in_use {
             return mark;
         }
         // What is being accepted elsewhere is refused by an application, or has just been revoked: time tells.
         let counts = if mark.was_ever_accepted() {
-            is_unknown && self.is_doubt_confirmed(&mut writer, mark)
+            is_unknown && is_doubt_confirmed(&mut writer, mark, refused.evidence())
         } else {
             if is_unknown {
                 writer.doubted.get_or_insert((mark, Instant::now()));
@@ -543,14 +525,54 @@ impl Shared {
         mark
     }
 
-    fn is_doubt_confirmed(&self, writer: &mut Writer, mark: Mark) -> bool {
-        match writer.doubted {
-            Some((doubted, since)) if doubted.is_same_doubt(mark) => since.elapsed() >= DOUBT_IS_CONFIRMED,
-            _ => {
-                writer.doubted = Some((mark, Instant::now()));
-                false
+    /// While fal has not accepted the newest credential, an application that refuses it gets the previous one. When it
+    /// refuses both, the newest one is tried again.
+    fn note_for_tries(
+        &self,
+        writer: &mut Writer,
+        application: Application,
+        refused: &Snapshot,
+        is_in_use: bool,
+        mark: Mark,
+    ) {
+        match &mut writer.standby {
+            Standby::Previous { tries, .. } if is_in_use && !mark.was_ever_accepted() => {
+                tries.refused(application);
+                self.has_tries.store(true, Ordering::Relaxed);
             }
+            Standby::Previous { snapshot, tries, .. }
+                if snapshot.generation() == refused.generation() && tries.has_refused(application) =>
+            {
+                tries.other_refused(application, mark);
+            }
+            Standby::Newest { tries, .. } if is_in_use => tries.other_refused(application, mark),
+            _ => {}
         }
+    }
+
+    /// A request was refused with this credential, and accepted with the previous one after that. That the previous one
+    /// works is a fact, so all requests go out with it until fal accepts this one.
+    pub(super) fn note_previous_worked(&self, refused: &Snapshot) {
+        let mut writer = self.writer();
+        let current = self.slot.load();
+        if current.generation() != refused.generation() || current.mark().was_ever_accepted() {
+            return;
+        }
+        let (previous, mut tries) = match std::mem::take(&mut writer.standby) {
+            Standby::Previous { snapshot, tries, .. } => (snapshot, tries),
+            other => {
+                writer.standby = other;
+                return;
+            }
+        };
+        tries.set_aside();
+        self.set_standby(&mut writer, Standby::Newest { snapshot: current.clone(), tries });
+        self.use_snapshot(&mut writer, &previous);
+        self.status.send_modify(|status| status.set_pending(&current));
+        drop(writer);
+        let (credential, generation) = (current.credential(), current.generation().get());
+        events::set_aside(current.source(), credential, generation, previous.credential());
+        self.show();
     }
 
     /// Forgets the previous credential if its time is over, else says when it will be.
@@ -619,6 +641,17 @@ impl Witness for Shared {
             events::accepted(current.source(), current.credential(), current.generation().get());
         }
         self.show();
+    }
+}
+
+fn is_doubt_confirmed(writer: &mut Writer, mark: Mark, evidence: &Evidence) -> bool {
+    let had_success = evidence.take_late_success();
+    match writer.doubted {
+        Some((doubted, since)) if doubted.is_same_doubt(mark) && !had_success => since.elapsed() >= DOUBT_IS_CONFIRMED,
+        _ => {
+            writer.doubted = Some((mark, Instant::now()));
+            false
+        }
     }
 }
 

@@ -724,11 +724,11 @@ async fn a_refusal_amid_an_acceptance_sets_nothing_aside() {
     // The store hears of a success that is over: the key is in doubt, and the way back stays.
     store.shared.accepted(second.generation());
     assert!(!store.status().accepted);
-    assert_eq!(store.candidates().into_iter().flatten().count(), 2);
+    assert_eq!(store.candidates(claim(Reason::Unknown).application).into_iter().flatten().count(), 2);
     // The next success ends the doubt.
     second.note_accepted(second.mark());
     assert!(store.status().accepted);
-    assert_eq!(store.candidates().into_iter().flatten().count(), 1);
+    assert_eq!(store.candidates(claim(Reason::Unknown).application).into_iter().flatten().count(), 1);
 }
 
 /// fal has come to know the key while the refusal was on its way, whatever was claimed after that.

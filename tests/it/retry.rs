@@ -31,11 +31,13 @@ use tower_fal::{
 use crate::support::{self, PATIENCE, key};
 
 mod applications;
+
 mod crowd;
 mod events;
 mod evidence;
 mod forbidden;
 mod gone;
+mod lies;
 mod passthrough;
 mod refusals;
 mod rule;

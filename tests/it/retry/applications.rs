@@ -22,12 +22,12 @@ const AT_ONCE: Duration = Duration::ZERO;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// To application number `n` of the liar.
-fn to_liar(n: usize) -> Request<Full<Bytes>> {
+pub(super) fn to_liar(n: usize) -> Request<Full<Bytes>> {
     request(Method::POST, &format!("https://fal.run/liar/app-{n}"), PROMPT)
 }
 
 /// Calls so many applications of the liar in turns, this often in all, until the handle is aborted.
-fn lie_every(period: Duration, names: usize, client: &Client) -> AbortHandle {
+pub(super) fn lie_every(period: Duration, names: usize, client: &Client) -> AbortHandle {
     let client = client.clone();
     let calls = async move {
         let mut ticks = interval(period);
