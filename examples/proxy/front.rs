@@ -24,7 +24,7 @@ use tower_http::cors::{Cors, CorsLayer};
 use tracing::info;
 
 use super::{Arguments, Upstream};
-use crate::serve::{Answers, Health};
+use crate::serve::{Answers, Health, Peer};
 
 #[derive(Clone)]
 pub(crate) struct Front(Arc<Inner>);
@@ -74,46 +74,66 @@ impl Front {
 impl Answers for Front {
     type Body = Either<ProxyBody<Incoming>, Body>;
 
-    async fn answer(self, request: Request<Incoming>) -> Answer {
-        let inner = &*self.0;
+    /// The future is small, as there is one for each connection: it is given the request before it is made, and what is
+    /// rare is in a box.
+    fn answer(self, request: Request<Incoming>, _: Option<Peer>) -> impl Future<Output = Answer> + Send + 'static {
         let path = request.uri().path();
-        if path.strip_suffix('/').unwrap_or(path) == inner.path {
-            return inner.forward(request).await;
+        let answer = if path.strip_suffix('/').unwrap_or(path) == self.0.path {
+            Either::Left(self.forward(request))
+        } else {
+            Either::Right(Box::pin(self.answer_itself(request)))
+        };
+        async move {
+            match answer {
+                Either::Left(answer) => answer.await,
+                Either::Right(answer) => answer.await,
+            }
         }
-        let answer = match path {
+    }
+}
+
+impl Front {
+    fn forward(self, request: Request<Incoming>) -> impl Future<Output = Answer> + Send + 'static {
+        let Inner { log, proxy, .. } = &*self.0;
+        let line = log.as_ref().map(|number| Box::new(Line::new(number.fetch_add(1, Ordering::Relaxed), &request)));
+        let answer = match proxy {
+            Proxy::Bare(proxy) => Either::Left(proxy.request(request)),
+            Proxy::WithCors(proxy) => Either::Right(Box::pin(proxy.clone().oneshot(request))),
+        };
+        async move {
+            let answer = match answer {
+                Either::Left(answer) => answer.await,
+                Either::Right(answer) => answer.await,
+            };
+            let mut answer = match answer {
+                Ok(answer) => answer.map(Either::Left),
+                Err(never) => match never {},
+            };
+            self.0.counts.count(answer.status());
+            if let Some(line) = line {
+                line.write(&answer);
+            }
+            // No browser can be led here to take an answer for a page: without `x-fal-target-url` there is none of fal's.
+            // A client that keeps its connection would send its next request just as the connection is closed.
+            if self.0.health.is_draining() {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            answer
+        }
+    }
+
+    async fn answer_itself(self, request: Request<Incoming>) -> Answer {
+        let Inner { health, pages, .. } = &*self.0;
+        let answer = match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" if inner.health.is_ready() => text(StatusCode::OK, "ready\n"),
+            "/readyz" if health.is_ready() => text(StatusCode::OK, "ready\n"),
             "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-            _ => match inner.pages.clone().oneshot(request.map(Body::new)).await {
+            _ => match pages.clone().oneshot(request.map(Body::new)).await {
                 Ok(answer) => answer,
                 Err(never) => match never {},
             },
         };
         answer.map(Either::Right)
-    }
-}
-
-impl Inner {
-    async fn forward(&self, request: Request<Incoming>) -> Answer {
-        let line = self.log.as_ref().map(|number| Line::new(number.fetch_add(1, Ordering::Relaxed), &request));
-        let answer = match &self.proxy {
-            Proxy::Bare(proxy) => proxy.request(request).await,
-            Proxy::WithCors(proxy) => proxy.clone().oneshot(request).await,
-        };
-        let mut answer = match answer {
-            Ok(answer) => answer.map(Either::Left),
-            Err(never) => match never {},
-        };
-        self.counts.count(answer.status());
-        if let Some(line) = line {
-            line.write(&answer);
-        }
-        // No browser can be led here to take an answer for a page: without `x-fal-target-url` there is none of fal's.
-        // A client that keeps its connection would send its next request just as the connection is closed.
-        if self.health.is_draining() {
-            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        answer
     }
 }
 
@@ -156,7 +176,7 @@ impl Line {
         Self { number, method: request.method().to_string(), target: target.unwrap_or_default(), began: Instant::now() }
     }
 
-    fn write(self, answer: &Answer) {
+    fn write(&self, answer: &Answer) {
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
         info!(
             id = self.number,

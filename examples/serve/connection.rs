@@ -9,10 +9,11 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     net::IpAddr,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -68,7 +69,8 @@ pub(crate) struct Limits {
     pub(crate) idle_timeout: Duration,
 }
 
-/// Who is at the other end of a request's connection, in the extensions of the request. That may be a load balancer.
+/// Who is at the other end of a request's connection. That may be a load balancer. A router finds it in the extensions of
+/// the request.
 #[derive(Clone, Copy)]
 #[allow(dead_code)] // not every server looks at it
 pub(crate) struct Peer(pub(crate) IpAddr);
@@ -87,13 +89,24 @@ pub(crate) enum Phase {
 pub(crate) trait Answers: Clone + Send + Sync + 'static {
     type Body: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
 
-    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send + 'static;
+    fn answer(
+        self,
+        request: Request<Incoming>,
+        peer: Option<Peer>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send + 'static;
 }
 
 impl Answers for Router {
     type Body = Body;
 
-    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send + 'static {
+    fn answer(
+        self,
+        mut request: Request<Incoming>,
+        peer: Option<Peer>,
+    ) -> impl Future<Output = Response<Body>> + Send + 'static {
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
         let answer = self.oneshot(request.map(Body::new));
         async move {
             match answer.await {
@@ -115,15 +128,12 @@ pub(crate) async fn serve<S: Answers>(
 
     let activity = Arc::new(Activity::new());
     let peer = stream.peer_addr().ok().map(|address| Peer(address.ip().to_canonical()));
-    let service = service_fn(|mut request: Request<Incoming>| {
-        if let Some(peer) = peer {
-            request.extensions_mut().insert(peer);
-        }
+    let service = service_fn(|request: Request<Incoming>| {
         let mut open = Open::new(Arc::clone(&activity));
-        let answer = answers.clone().answer(request);
+        let answer = answers.clone().answer(request, peer);
         async move {
             let response = answer.await;
-            open.waits(false);
+            open.note(false);
             Ok::<_, Infallible>(response.map(|body| Tracked { body, open }))
         }
     });
@@ -145,7 +155,6 @@ pub(crate) async fn serve<S: Answers>(
             (0, false) => limits.header_timeout,
             _ => limits.idle_timeout,
         };
-        // While something waits for us, the time has not begun.
         let idle_since = if waiting > 0 { now } else { closing.map_or(since, |closing| since.max(closing)) };
         let deadline = idle_since + timeout;
         if deadline <= now {
@@ -162,13 +171,30 @@ pub(crate) async fn serve<S: Answers>(
             closing = Some(now);
             continue;
         }
-        tokio::select! {
-            biased;
+        // What happens meanwhile may bring an earlier deadline, but not earlier than after this time.
+        let mut timer = pin!(sleep_until(deadline.min(now + limits.idle_timeout)));
+        let mut phases = phase.clone();
+        let mut changed = pin!(phases.changed());
+        // Nearly always it is the connection that has woken this task. What waits with the same waker already need not be
+        // polled each time.
+        let mut waits_with: Option<Waker> = None;
+        let has_ended = poll_fn(|cx| {
             // An error concerns the peer, and there is nobody to tell.
-            _ = connection.as_mut() => return,
-            changed = phase.changed() => if changed.is_err() { return },
-            // What happens meanwhile may bring an earlier deadline, but not earlier than after this time.
-            () = sleep_until(deadline.min(now + limits.idle_timeout)) => {}
+            if connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            let waits = waits_with.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+            if waits && !timer.is_elapsed() && phase.has_changed().is_ok_and(|changed| !changed) {
+                return Poll::Pending;
+            }
+            waits_with = Some(cx.waker().clone());
+            match changed.as_mut().poll(cx) {
+                Poll::Ready(changed) => Poll::Ready(changed.is_err()),
+                Poll::Pending => timer.as_mut().poll(cx).map(|()| false),
+            }
+        });
+        if has_ended.await {
+            return;
         }
     }
 }
@@ -196,7 +222,7 @@ struct State {
     open: usize,
     /// How many of them wait for us, and not for the peer.
     waiting: usize,
-    /// When that changed last.
+    /// When anything happened last after which none of them waited for us.
     since: Instant,
 }
 
@@ -212,7 +238,10 @@ impl Activity {
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.lock();
         change(&mut state);
-        state.since = Instant::now();
+        // While something waits for us, the time has not begun.
+        if state.waiting == 0 {
+            state.since = Instant::now();
+        }
     }
 }
 
@@ -233,17 +262,22 @@ impl Open {
         Self { activity, waits: true }
     }
 
-    fn waits(&mut self, waits: bool) {
-        if std::mem::replace(&mut self.waits, waits) != waits {
-            self.activity.change(|state| if waits { state.waiting += 1 } else { state.waiting -= 1 });
+    /// Something has happened, and the request waits for us now or it does not.
+    fn note(&mut self, waits: bool) {
+        let waited = std::mem::replace(&mut self.waits, waits);
+        // If it still waits, nothing has happened.
+        if !(waited && waits) {
+            self.activity.change(|state| state.waiting = state.waiting + usize::from(waits) - usize::from(waited));
         }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.waits(false);
-        self.activity.change(|state| state.open -= 1);
+        self.activity.change(|state| {
+            state.open -= 1;
+            state.waiting -= usize::from(self.waits);
+        });
     }
 }
 
@@ -261,10 +295,9 @@ impl<B: HttpBody> HttpBody for Tracked<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
-        this.open.waits(true);
-        let frame = ready!(this.body.poll_frame(cx));
-        this.open.waits(false);
-        Poll::Ready(frame)
+        let frame = this.body.poll_frame(cx);
+        this.open.note(frame.is_pending());
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
