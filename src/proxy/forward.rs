@@ -178,7 +178,7 @@ impl Config {
         &self,
         service: &mut S,
         method: Method,
-        headers: HeaderMap,
+        mut headers: HeaderMap,
         body: Option<B>,
         admitted: Admitted,
     ) -> Result<Response<ProxyBody<R>>, Answer>
@@ -194,7 +194,8 @@ impl Config {
             None => UploadBody::ours(Bytes::new()),
         };
         ready(service).await?;
-        let sent = service.call(request(method, target, self.forwarded.to_fal(headers), &caller, body));
+        self.forwarded.to_fal(&mut headers);
+        let sent = service.call(request(method, target, headers, &caller, body));
         Finish::sent(&mut finish);
         let response = self.head(pin!(sent)).await.inspect_err(|answer| not_sent(answer, &mut finish))?;
         let (head, body) = response.into_parts();

@@ -4,77 +4,61 @@ use std::sync::Arc;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{
-        ACCEPT, ALT_SVC, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT,
-        HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER,
-        TRANSFER_ENCODING, UPGRADE, USER_AGENT, WWW_AUTHENTICATE,
-    },
+    header::{ACCEPT, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT},
 };
 
-use super::target::TARGET_URL;
-use crate::{
-    answer::RULE,
-    pattern::InvalidPattern,
-    wire::header::{CDN_TOKEN, USER_ID},
-};
+use crate::pattern::InvalidPattern;
 
 /// The name of the proxy, which each request through it carries.
 ///
 /// Source: `@fal-ai/server-proxy` 1.2.1 (`index.ts`), which sends `@fal-ai/server-proxy/express` and the like.
 const CLIENT_PROXY: HeaderName = HeaderName::from_static("x-fal-client-proxy");
 
-/// What switches off a filter inside an app. No client may say it.
-///
-/// Source: `fal` 1.83.0 (`toolkit`), which reads it inside apps only.
-const CAN_DISABLE_FILTER: HeaderName = HeaderName::from_static("x-app-fal-can-disable-filter");
-
 /// Asks that no other model takes the place of one that fails.
 ///
 /// Source: fal's documentation, "Platform Headers".
 static DISABLE_FALLBACK: HeaderName = HeaderName::from_static("x-app-fal-disable-fallback");
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
 /// Who sends our requests.
 const OURS: HeaderValue = HeaderValue::from_static(concat!("tower-fal/", env!("CARGO_PKG_VERSION")));
 
-// The lists are statics: a constant of names is made anew, and dropped, wherever it is looked at.
+// The lists are of strings, as these are compared by their length first, and names in a map one kind after the other.
 
 /// What is for one connection only: RFC 9110, 7.6.1.
-static HOP_BY_HOP: [HeaderName; 7] =
-    [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+const HOP_BY_HOP: [&str; 7] =
+    ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
 /// What no client may send to fal, besides [`HOP_BY_HOP`].
-static NEVER_SENT: [HeaderName; 12] = [
-    AUTHORIZATION,
-    PROXY_AUTHORIZATION,
-    COOKIE,
-    HOST,
-    CONTENT_LENGTH,
-    EXPECT,
-    USER_AGENT,
-    CLIENT_PROXY,
-    TARGET_URL,
-    USER_ID,
-    CDN_TOKEN,
-    CAN_DISABLE_FILTER,
+const NEVER_SENT: [&str; 12] = [
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "host",
+    "content-length",
+    "expect",
+    "user-agent",
+    "x-fal-client-proxy",
+    "x-fal-target-url",
+    "x-fal-user-id",
+    "x-fal-cdn-token",
+    // It switches off a filter inside an app.
+    //
+    // Source: `fal` 1.83.0 (`toolkit`), which reads it inside apps only.
+    "x-app-fal-can-disable-filter",
 ];
-
-/// Has a browser forget what it keeps of the host that it asked, its log-in too.
-const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
 
 /// What does not come back, besides [`HOP_BY_HOP`]: secrets, and what is about fal's own host, which a browser would take
 /// to be about this server's. The last one is ours, by which our answers are told from fal's.
-static NEVER_RETURNED: [HeaderName; 8] = [
-    SET_COOKIE,
-    CDN_TOKEN,
-    WWW_AUTHENTICATE,
-    PROXY_AUTHENTICATE,
-    ALT_SVC,
-    STRICT_TRANSPORT_SECURITY,
-    CLEAR_SITE_DATA,
-    RULE,
+const NEVER_RETURNED: [&str; 8] = [
+    "set-cookie",
+    "x-fal-cdn-token",
+    "www-authenticate",
+    "proxy-authenticate",
+    "alt-svc",
+    "strict-transport-security",
+    // It has a browser forget what it keeps of the host that it asked, its log-in too.
+    "clear-site-data",
+    "x-tower-fal-rule",
 ];
 
 /// Which headers of a client go to fal.
@@ -89,7 +73,7 @@ impl Forwarded {
     /// These and no others.
     pub(super) fn these(names: impl IntoIterator<Item = HeaderName>) -> Result<Self, InvalidPattern> {
         let names: Arc<[_]> = names.into_iter().collect();
-        if names.iter().any(|name| is_never_sent(name) || HOP_BY_HOP.contains(name)) {
+        if names.iter().any(|name| is_never_sent(name) || HOP_BY_HOP.contains(&name.as_str())) {
             return Err(InvalidPattern::of(
                 "header",
                 "never goes to fal: it is a credential, the host, one of the connection, or one that is ours",
@@ -112,30 +96,32 @@ impl Forwarded {
         }
     }
 
-    /// The headers of our own request, made of a client's.
-    pub(super) fn to_fal(&self, theirs: HeaderMap) -> HeaderMap {
-        let connection = named_by_connection(&theirs);
-        let mut ours = HeaderMap::with_capacity(12);
-        let mut last = None;
-        for (name, value) in theirs {
-            // A name that is left out is that of the value before.
-            if name.is_some() {
-                last = name.filter(|name| self.includes(name) && !connection.contains(name));
+    /// Makes the headers of our own request of a client's.
+    ///
+    /// The map is emptied, and only what goes to fal is put into it again. It stays the same one: hyper hands a map on from
+    /// message to message, and a new one for each request would be allocated anew.
+    pub(super) fn to_fal(&self, headers: &mut HeaderMap) {
+        let connection = named_by_connection(headers);
+        let mut is_included = false;
+        let mut included = Vec::with_capacity(8);
+        // A name that is left out is that of the value before.
+        included.extend(headers.drain().filter(|(name, _)| {
+            if let Some(name) = name {
+                is_included = self.includes(name) && !connection.contains(name);
             }
-            if let Some(name) = &last {
-                ours.append(name.clone(), value);
-            }
-        }
-        mark(&mut ours);
-        ours
+            is_included
+        }));
+        headers.extend(included);
+        mark(headers);
     }
 }
 
 /// Whether a name is one of those, or some server may take it for one: with CGI and WSGI, `x-fal-user_id` and
 /// `x-fal-user-id` are the same.
 fn is_never_sent(name: &HeaderName) -> bool {
-    let is_one = |name: &str| NEVER_SENT.iter().any(|never| never.as_str() == name);
-    NEVER_SENT.contains(name) || (name.as_str().contains('_') && is_one(&name.as_str().replace('_', "-")))
+    let name = name.as_str();
+    NEVER_SENT.contains(&name)
+        || (name.as_bytes().contains(&b'_') && NEVER_SENT.contains(&name.replace('_', "-").as_str()))
 }
 
 /// Says whose request it is.
@@ -157,7 +143,8 @@ pub(super) fn clean(answer: &mut HeaderMap) {
 }
 
 fn is_left_out(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(name) || NEVER_RETURNED.contains(name) || is_for_a_server_in_front(name.as_str())
+    let name = name.as_str();
+    HOP_BY_HOP.contains(&name) || NEVER_RETURNED.contains(&name) || is_for_a_server_in_front(name)
 }
 
 /// Whether a header tells a CDN or a web server in front of this one what to do: to keep an answer, which our `no-store`
@@ -194,14 +181,19 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::target::TARGET_URL, *};
+    use crate::{
+        answer::RULE,
+        wire::header::{CDN_TOKEN, USER_ID},
+    };
 
     fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
         of.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
     }
 
     fn sent(forwarded: &Forwarded, of: &[(&'static str, &'static str)]) -> Vec<String> {
-        let sent = forwarded.to_fal(headers(of));
+        let mut sent = headers(of);
+        forwarded.to_fal(&mut sent);
         sent.iter()
             .filter(|(name, _)| **name != USER_AGENT && **name != CLIENT_PROXY)
             .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
@@ -227,10 +219,9 @@ mod tests {
 
     #[test]
     fn what_is_the_clients_or_ours_is_not_sent() {
-        for name in NEVER_SENT.iter().chain(&HOP_BY_HOP).map(HeaderName::as_str) {
-            let theirs =
-                HeaderMap::from_iter([(HeaderName::try_from(name).unwrap(), HeaderValue::from_static("spoof"))]);
-            let sent = Forwarded::default().to_fal(theirs);
+        for name in NEVER_SENT.into_iter().chain(HOP_BY_HOP) {
+            let mut sent = headers(&[(name, "spoof")]);
+            Forwarded::default().to_fal(&mut sent);
             assert!(sent.values().all(|value| value == OURS), "{name}: {sent:?}");
             assert_eq!(sent.len(), 2, "{name}");
         }
@@ -241,6 +232,12 @@ mod tests {
         assert!(
             sent(&Forwarded::default(), &[("x-api-key", "a"), ("origin", "b"), ("x-forwarded-for", "c")]).is_empty()
         );
+    }
+
+    #[test]
+    fn names_of_other_modules_are_in_the_lists() {
+        assert!([TARGET_URL, CLIENT_PROXY, USER_ID, CDN_TOKEN].iter().all(is_never_sent));
+        assert!([CDN_TOKEN, RULE].iter().all(is_left_out));
     }
 
     #[test]
@@ -260,7 +257,7 @@ mod tests {
         let of =
             [("x-custom", "a"), ("x-fal-queue-priority", "low"), ("accept", "b"), ("content-type", "application/json")];
         assert_eq!(sent(&only, &of), ["x-custom: a", "content-type: application/json"]);
-        for name in NEVER_SENT.iter().chain(&HOP_BY_HOP) {
+        for name in NEVER_SENT.into_iter().chain(HOP_BY_HOP).map(HeaderName::from_static) {
             assert!(Forwarded::these([name.clone()]).is_err(), "{name}");
         }
         assert!(Forwarded::these([HeaderName::from_static("x-fal-user_id")]).is_err());
