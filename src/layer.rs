@@ -57,7 +57,7 @@ impl<M, P> FalLayer<M, P> {
     }
 }
 
-#[cfg(feature = "reqwest-middleware")]
+#[cfg(any(feature = "proxy", feature = "reqwest-middleware"))]
 impl<M, P> FalLayer<M, P> {
     pub(crate) fn into_layers(self) -> (FalRetryLayer<M>, FalAuthLayer<P>) {
         (self.retry, self.auth)

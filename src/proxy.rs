@@ -125,11 +125,20 @@ pub const EXPOSED_HEADERS: [HeaderName; 9] = [
 /// header `x-tower-fal-rule`, which names the rule, and a JSON body with a `message` that fal's official client shows.
 #[must_use]
 pub struct FalProxy<S> {
-    upstream: FalRetry<FalAuth<S>, Passthrough>,
+    upstream: Upstream<S>,
     /// What `upstream` was made with, so that it can be made anew.
     layer: Arc<FalLayer<Passthrough>>,
     config: Arc<Config>,
     path: Arc<str>,
+}
+
+/// What requests are sent with. Each one has a clone, which is moved from place to place, and clients are large: hyper-util's
+/// has 360 bytes. So it is in a box.
+type Upstream<S> = FalRetry<Box<FalAuth<S>>, Passthrough>;
+
+fn upstream<S>(layer: &FalLayer<Passthrough>, client: S) -> Upstream<S> {
+    let (retry, auth) = layer.clone().into_layers();
+    retry.layer(Box::new(auth.layer(client)))
 }
 
 impl<S> FalProxy<S> {
@@ -172,7 +181,7 @@ impl<S> FalProxy<S> {
             owners: None,
             on_finished: None,
         };
-        Self { upstream: layer.layer(client), layer: layer.into(), config: config.into(), path: PATH.into() }
+        Self { upstream: upstream(&layer, client), layer: layer.into(), config: config.into(), path: PATH.into() }
     }
 
     fn config(&mut self) -> &mut Config {
@@ -181,7 +190,7 @@ impl<S> FalProxy<S> {
 
     fn change_layer(self, change: impl FnOnce(FalLayer<Passthrough>) -> FalLayer<Passthrough>) -> Self {
         let layer = change(Arc::unwrap_or_clone(self.layer));
-        Self { upstream: layer.layer(self.upstream.into_inner().into_inner()), layer: layer.into(), ..self }
+        Self { upstream: upstream(&layer, self.upstream.into_inner().into_inner()), layer: layer.into(), ..self }
     }
 
     fn change_targets(

@@ -329,6 +329,17 @@ impl<S, M> FalRetry<S, M> {
     pub fn into_inner(self) -> S {
         self.inner
     }
+
+    /// Sends one request when this service has been made ready. Nobody sends another one with it, so it is not cloned.
+    #[cfg_attr(not(feature = "proxy"), allow(dead_code))] // others keep their service
+    pub(crate) fn call_once<B, R>(self, request: Request<B>) -> ResponseFuture<S, B, R, M>
+    where
+        S: Service<Request<ReplayBody<B>>, Response = Response<R>>,
+        B: Body,
+        R: Body,
+    {
+        ResponseFuture::new(None, self.inner, request, self.policy)
+    }
 }
 
 impl<S, M, B, R> Service<Request<B>> for FalRetry<S, M>
@@ -350,7 +361,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        ResponseFuture::new(&mut self.inner, request, Arc::clone(&self.policy))
+        let service = self.inner.clone();
+        ResponseFuture::new(Some(&mut self.inner), service, request, Arc::clone(&self.policy))
     }
 }
 

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tower_service::Service;
 
 use super::{
-    answers,
+    Upstream, answers,
     body::{ProxyBody, UploadBody, UploadTooLong},
     finished::{Finish, Finished, OnFinished},
     headers::{self, Forwarded},
@@ -29,7 +29,7 @@ use crate::{
     endpoint::{Endpoints, split_app},
     error::{BoxError, FalAuthError, Refusal, foreign},
     events,
-    retry::PeekedBody,
+    retry::{PeekedBody, ReplayBody},
     wire::header::REQUEST_ID,
 };
 
@@ -62,35 +62,34 @@ struct Admitted {
 }
 
 /// Answers one request.
-pub(super) async fn serve<S, B, R>(config: Arc<Config>, mut service: S, request: Request<B>) -> Response<ProxyBody<R>>
+///
+/// An `async fn` has room for an argument twice, as an argument and as a variable of its body. This future is made for each
+/// request, and allocators are quick up to 1 KiB. So it is a block, which has what it uses once, and the functions that it
+/// waits for take references.
+pub(super) fn serve<C, B, R>(
+    config: Arc<Config>,
+    upstream: Upstream<C>,
+    request: Request<B>,
+) -> impl Future<Output = Response<ProxyBody<R>>>
 where
-    S: Service<Request<UploadBody<B>>, Response = Response<PeekedBody<R>>, Error = FalAuthError>,
+    C: Service<Request<ReplayBody<UploadBody<B>>>, Response = Response<R>> + Clone,
+    C::Error: Into<BoxError>,
     B: Body<Data = Bytes> + Unpin,
-    R: Body,
-    R::Error: Into<BoxError>,
+    B::Error: Into<BoxError>,
+    R: Body + Send + 'static,
+    R::Error: Into<BoxError> + Send,
 {
-    let (head, body) = request.into_parts();
-    let is_get = head.method == Method::GET;
+    let (mut head, body) = request.into_parts();
     // What comes with a GET is not forwarded.
-    let body = (head.method != Method::GET && !body.is_end_stream()).then_some(body);
-    let mut response = match config.admit(&head, body.as_ref().map(|body| body.size_hint().lower())).await {
-        Ok(admitted) => {
-            let (method, headers) = (head.method, head.headers);
-            let answer = match admitted.target.area {
-                Area::Tokens => config.mint(&mut service, &method, body, admitted).await,
-                Area::Endpoints | Area::Storage | Area::Account => {
-                    config.forward(&mut service, method, headers, body, admitted).await
-                }
-            };
-            answer.unwrap_or_else(|answer| ours(&answer))
+    let mut body = (head.method != Method::GET && !body.is_end_stream()).then_some(body);
+    async move {
+        let mut response = config.answer(upstream, &mut head, &mut body).await.unwrap_or_else(Into::into);
+        // All targets and all callers have one URL, by which a browser or a CDN would keep the answer for the others too.
+        if head.method == Method::GET {
+            response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         }
-        Err(refused) => refused.into(),
-    };
-    // All targets and all callers have one URL, by which a browser or a CDN would keep the answer for the others too.
-    if is_get {
-        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
     }
-    response
 }
 
 fn ours<R: Body>(answer: &Answer) -> Response<ProxyBody<R>> {
@@ -120,6 +119,42 @@ impl<R: Body> From<Refused> for Response<ProxyBody<R>> {
 }
 
 impl Config {
+    /// Sends the request if it may be sent, and makes our answer of fal's.
+    async fn answer<C, B, R>(
+        &self,
+        mut upstream: Upstream<C>,
+        head: &mut Parts,
+        body: &mut Option<B>,
+    ) -> Result<Response<ProxyBody<R>>, Refused>
+    where
+        C: Service<Request<ReplayBody<UploadBody<B>>>, Response = Response<R>> + Clone,
+        C::Error: Into<BoxError>,
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<BoxError>,
+        R: Body + Send + 'static,
+        R::Error: Into<BoxError> + Send,
+    {
+        let size = body.as_ref().map(|body| body.size_hint().lower());
+        let mut admitted = self.admit(head, size).await?;
+        if admitted.target.area == Area::Tokens {
+            return Ok(Box::pin(self.mint(upstream, &head.method, body.take(), admitted)).await?);
+        }
+        let remembers = self.owners.as_ref().filter(|_| admitted.target.is_queue() && head.method == Method::POST);
+        ready::<_, Request<UploadBody<B>>>(&mut upstream).await?;
+        let response = {
+            let sent = pin!(upstream.call_once(self.request(head, body.take(), admitted.target, &admitted.caller)));
+            self.head(sent, &mut admitted.finish).await?
+        };
+        let (head, body) = response.into_parts();
+        let body = match remembers {
+            Some(owners) if head.status.is_success() => {
+                Box::pin(remember(owners, &head.headers, body, &admitted.caller, admitted.finish)).await
+            }
+            _ => ProxyBody::fals(body, admitted.finish),
+        };
+        Ok(fals(head, body))
+    }
+
     /// Decides whether a request is sent. Nothing of its body is read: `size` is what that has at least, if there is one.
     async fn admit(&self, head: &Parts, size: Option<u64>) -> Result<Admitted, Refused> {
         if !matches!(head.method, Method::GET | Method::POST | Method::PUT) {
@@ -173,77 +208,40 @@ impl Config {
         Ok((permit.is_some() || report.is_some()).then(|| Box::new(Finish { permit, report, is_sent: false })))
     }
 
-    /// Sends an admitted request, and makes our answer of fal's.
-    async fn forward<S, B, R>(
-        &self,
-        service: &mut S,
-        method: Method,
-        mut headers: HeaderMap,
-        body: Option<B>,
-        admitted: Admitted,
-    ) -> Result<Response<ProxyBody<R>>, Answer>
-    where
-        S: Service<Request<UploadBody<B>>, Response = Response<PeekedBody<R>>, Error = FalAuthError>,
-        B: Body,
-        R: Body,
-    {
-        let Admitted { target, caller, mut finish } = admitted;
-        let remembers = self.owners.as_ref().filter(|_| target.is_queue() && method == Method::POST);
+    /// Our own request, made of a client's.
+    fn request<B>(&self, head: &mut Parts, body: Option<B>, target: Target, caller: &Caller) -> Request<UploadBody<B>> {
         let body = match body {
             Some(body) => UploadBody::theirs(body, self.max_body),
             None => UploadBody::ours(Bytes::new()),
         };
-        ready(service).await?;
+        let mut headers = std::mem::take(&mut head.headers);
         self.forwarded.to_fal(&mut headers);
-        let sent = service.call(request(method, target, headers, &caller, body));
-        Finish::sent(&mut finish);
-        let response = self.head(pin!(sent)).await.inspect_err(|answer| not_sent(answer, &mut finish))?;
-        let (head, body) = response.into_parts();
-        if let Some(finish) = &mut finish {
-            finish.answered(head.status, &head.headers);
-        }
-        let body = match remembers {
-            Some(owners) if head.status.is_success() => {
-                let (body, start) = ProxyBody::read_fals(body, MAX_SUBMITTED, finish).await;
-                let in_header = head.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
-                let in_body = serde_json::from_slice(&start).ok().map(|Submitted { request_id }| request_id);
-                // The queue has made the one in the body. The other one may be what the client itself has sent.
-                if let Some(id) = in_body.or_else(|| in_header.map(str::to_owned)) {
-                    owners.remember(&id, &caller).await;
-                }
-                body
-            }
-            _ => ProxyBody::fals(body, finish),
-        };
-        Ok(fals(head, body))
+        request(head.method.clone(), target, headers, caller, body)
     }
 
     /// Asks fal for a realtime token in the client's place.
-    async fn mint<S, B, R>(
+    async fn mint<C, B, R>(
         &self,
-        service: &mut S,
+        mut upstream: Upstream<C>,
         method: &Method,
         body: Option<B>,
         admitted: Admitted,
     ) -> Result<Response<ProxyBody<R>>, Answer>
     where
-        S: Service<Request<UploadBody<B>>, Response = Response<PeekedBody<R>>, Error = FalAuthError>,
+        C: Service<Request<ReplayBody<UploadBody<B>>>, Response = Response<R>> + Clone,
+        C::Error: Into<BoxError>,
         B: Body<Data = Bytes> + Unpin,
-        R: Body,
-        R::Error: Into<BoxError>,
+        B::Error: Into<BoxError>,
+        R: Body + Send + 'static,
+        R::Error: Into<BoxError> + Send,
     {
         let Admitted { target, caller, mut finish } = admitted;
         let endpoint = tokens::endpoint(&target).filter(|_| *method == Method::POST).ok_or(answers::NOT_POST)?;
         let asked = tokens::read_asked(body).await?;
         let body = UploadBody::ours(self.realtime.rewrite(endpoint, &asked, &caller)?);
-        ready(service).await?;
-        let sent = service.call(request(Method::POST, target, tokens::headers(), &caller, body));
-        Finish::sent(&mut finish);
-        let response = self.head(pin!(sent)).await.inspect_err(|answer| not_sent(answer, &mut finish))?;
-        let (head, body) = response.into_parts();
-        if let Some(finish) = &mut finish {
-            finish.answered(head.status, &head.headers);
-        }
+        ready::<_, Request<UploadBody<B>>>(&mut upstream).await?;
+        let sent = upstream.call_once(request(Method::POST, target, tokens::headers(), &caller, body));
+        let (head, body) = self.head(pin!(sent), &mut finish).await?.into_parts();
         if !head.status.is_success() {
             return Ok(fals(head, ProxyBody::fals(body, finish)));
         }
@@ -255,19 +253,29 @@ impl Config {
     }
 
     /// Waits for the head of the answer.
-    async fn head<F, R>(&self, sent: Pin<&mut F>) -> Result<Response<R>, Answer>
+    async fn head<F, R>(&self, sent: Pin<&mut F>, finish: &mut Option<Box<Finish>>) -> Result<Response<R>, Answer>
     where
         F: Future<Output = Result<Response<R>, FalAuthError>>,
     {
+        Finish::sent(finish);
         let answer = match self.first_byte_timeout {
             None => sent.await,
-            Some(limit) => tokio::time::timeout(limit, sent).await.map_err(|_| answers::TIMED_OUT)?,
+            Some(limit) => Box::pin(tokio::time::timeout(limit, sent)).await.map_err(|_| answers::TIMED_OUT)?,
         };
-        match answer {
+        let answer = match answer {
             // Nobody asked for another protocol.
             Ok(response) if response.status().is_informational() => Err(answers::BROKEN),
             answer => answer.map_err(|error| unanswered(&error)),
+        };
+        if let Some(finish) = finish {
+            match &answer {
+                Ok(response) => finish.answered(response.status(), response.headers()),
+                // Nobody is told of a request of which nothing was sent.
+                Err(answers::NO_CREDENTIAL | answers::NOT_CONNECTED) => finish.is_sent = false,
+                Err(_) => {}
+            }
         }
+        answer
     }
 }
 
@@ -292,6 +300,24 @@ fn request<B>(method: Method, target: Target, headers: HeaderMap, caller: &Calle
         request.extensions_mut().insert(credential.clone());
     }
     request
+}
+
+/// Notes who has submitted a request to the queue, and returns the body of the answer, which has been read for its id.
+async fn remember<R: Body>(
+    owners: &Owners,
+    headers: &HeaderMap,
+    body: PeekedBody<R>,
+    caller: &Caller,
+    finish: Option<Box<Finish>>,
+) -> ProxyBody<R> {
+    let (body, start) = ProxyBody::read_fals(body, MAX_SUBMITTED, finish).await;
+    let in_header = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let in_body = serde_json::from_slice(&start).ok().map(|Submitted { request_id }| request_id);
+    // The queue has made the one in the body. The other one may be what the client itself has sent.
+    if let Some(id) = in_body.or_else(|| in_header.map(str::to_owned)) {
+        owners.remember(&id, caller).await;
+    }
+    body
 }
 
 /// fal's answer, as a client gets it.
@@ -319,15 +345,6 @@ fn unanswered(error: &FalAuthError) -> Answer {
     };
     events::answered(answer.status, answer.rule, error);
     answer
-}
-
-/// Nobody is told of a request of which nothing was sent.
-fn not_sent(answer: &Answer, finish: &mut Option<Box<Finish>>) {
-    if let Some(finish) = finish
-        && (*answer == answers::NO_CREDENTIAL || *answer == answers::NOT_CONNECTED)
-    {
-        finish.is_sent = false;
-    }
 }
 
 /// The app whose request is followed, if that is what a request to the queue does: its status (once, or as a stream), its

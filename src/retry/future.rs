@@ -69,23 +69,24 @@ struct Call<S, B> {
 
 impl<S, B, R, M> ResponseFuture<S, B, R, M>
 where
-    S: Service<Request<ReplayBody<B>>> + Clone,
+    S: Service<Request<ReplayBody<B>>>,
     B: Body,
     R: Body,
 {
-    pub(super) fn new(service: &mut S, request: Request<B>, policy: Arc<Policy>) -> Self {
+    /// The service that was made ready is called: it is `ready`, or `service` if that is `None`. Further attempts are made
+    /// with `service`, which is made ready before each.
+    pub(super) fn new(ready: Option<&mut S>, service: S, request: Request<B>, policy: Arc<Policy>) -> Self {
         let (mut head, body) = request.into_parts();
         let (first, body) = ReplayBody::new(body, policy.max_body, &policy.memory);
         let application = || Application::at(head.uri.host(), head.uri.path());
         let attempts = Attempts::new(policy, &head.extensions, application, || body.is_certain());
         let kept = Head::keep(&head);
         attempts.prepare(&mut head.extensions);
-        // The service that was made ready is called; this one is made ready before it is.
-        let call = Call { service: service.clone(), head: kept, body, attempts, answered: false };
+        let mut call = Call { service, head: kept, body, attempts, answered: false };
         if call.attempts.policy().misses_credential(&head.extensions) {
             return Self { state: State::NotSent, call, mode: PhantomData };
         }
-        let response = service.call(Request::from_parts(head, first));
+        let response = ready.unwrap_or(&mut call.service).call(Request::from_parts(head, first));
         Self { state: State::Sent { response }, call, mode: PhantomData }
     }
 }
