@@ -22,45 +22,6 @@ static DISABLE_FALLBACK: HeaderName = HeaderName::from_static("x-app-fal-disable
 /// Who sends our requests.
 const OURS: HeaderValue = HeaderValue::from_static(concat!("tower-fal/", env!("CARGO_PKG_VERSION")));
 
-// The lists are of strings, as these are compared by their length first, and names in a map one kind after the other.
-
-/// What is for one connection only: RFC 9110, 7.6.1.
-const HOP_BY_HOP: [&str; 7] =
-    ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
-
-/// What no client may send to fal, besides [`HOP_BY_HOP`].
-const NEVER_SENT: [&str; 12] = [
-    "authorization",
-    "proxy-authorization",
-    "cookie",
-    "host",
-    "content-length",
-    "expect",
-    "user-agent",
-    "x-fal-client-proxy",
-    "x-fal-target-url",
-    "x-fal-user-id",
-    "x-fal-cdn-token",
-    // It switches off a filter inside an app.
-    //
-    // Source: `fal` 1.83.0 (`toolkit`), which reads it inside apps only.
-    "x-app-fal-can-disable-filter",
-];
-
-/// What does not come back, besides [`HOP_BY_HOP`]: secrets, and what is about fal's own host, which a browser would take
-/// to be about this server's. The last one is ours, by which our answers are told from fal's.
-const NEVER_RETURNED: [&str; 8] = [
-    "set-cookie",
-    "x-fal-cdn-token",
-    "www-authenticate",
-    "proxy-authenticate",
-    "alt-svc",
-    "strict-transport-security",
-    // It has a browser forget what it keeps of the host that it asked, its log-in too.
-    "clear-site-data",
-    "x-tower-fal-rule",
-];
-
 /// Which headers of a client go to fal.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Forwarded {
@@ -73,7 +34,7 @@ impl Forwarded {
     /// These and no others.
     pub(super) fn these(names: impl IntoIterator<Item = HeaderName>) -> Result<Self, InvalidPattern> {
         let names: Arc<[_]> = names.into_iter().collect();
-        if names.iter().any(|name| is_never_sent(name) || HOP_BY_HOP.contains(&name.as_str())) {
+        if names.iter().any(|name| is_never_sent(name.as_str()) || is_hop_by_hop(name.as_str())) {
             return Err(InvalidPattern::of(
                 "header",
                 "never goes to fal: it is a credential, the host, one of the connection, or one that is ours",
@@ -89,7 +50,7 @@ impl Forwarded {
         }
         match self {
             Self::OfFal => {
-                let of_fal = name.as_str().starts_with("x-fal-") && !is_never_sent(name);
+                let of_fal = name.as_str().starts_with("x-fal-") && !is_never_sent(name.as_str());
                 of_fal || *name == ACCEPT || *name == DISABLE_FALLBACK
             }
             Self::These(names) => names.contains(name),
@@ -116,12 +77,39 @@ impl Forwarded {
     }
 }
 
-/// Whether a name is one of those, or some server may take it for one: with CGI and WSGI, `x-fal-user_id` and
-/// `x-fal-user-id` are the same.
-fn is_never_sent(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    NEVER_SENT.contains(&name)
-        || (name.as_bytes().contains(&b'_') && NEVER_SENT.contains(&name.replace('_', "-").as_str()))
+// What follows looks at the text of names: a pattern of texts is compared by their length first, and a list of names one by
+// one.
+
+/// Whether a header is for one connection only: RFC 9110, 7.6.1.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection" | "keep-alive" | "proxy-connection" | "te" | "trailer" | "transfer-encoding" | "upgrade"
+    )
+}
+
+/// Whether no client may send a header to fal, besides those that are [hop-by-hop](is_hop_by_hop): it is one of those, or
+/// some server may take it for one. With CGI and WSGI, `x-fal-user_id` and `x-fal-user-id` are the same.
+fn is_never_sent(name: &str) -> bool {
+    let is_one = |name: &str| {
+        matches!(
+            name,
+            "authorization"
+                | "proxy-authorization"
+                | "cookie"
+                | "host"
+                | "content-length"
+                | "expect"
+                | "user-agent"
+                | "x-fal-client-proxy"
+                | "x-fal-target-url"
+                | "x-fal-user-id"
+                | "x-fal-cdn-token"
+                // It switches off a filter inside an app. Source: `fal` 1.83.0 (`toolkit`), which reads it inside apps only.
+                | "x-app-fal-can-disable-filter"
+        )
+    };
+    is_one(name) || (name.as_bytes().contains(&b'_') && is_one(&name.replace('_', "-")))
 }
 
 /// Says whose request it is.
@@ -133,7 +121,7 @@ pub(super) fn mark(ours: &mut HeaderMap) {
 /// Takes out of an answer of fal's, or out of its trailers, what does not come back.
 pub(super) fn clean(answer: &mut HeaderMap) {
     // Hardly any answer has one of these, and one walk is less than a look-up for each.
-    let mut left_out: Vec<_> = answer.keys().filter(|name| is_left_out(name)).cloned().collect();
+    let mut left_out: Vec<_> = answer.keys().filter(|name| is_left_out(name.as_str())).cloned().collect();
     if left_out.contains(&CONNECTION) {
         left_out.extend(named_by_connection(answer));
     }
@@ -142,9 +130,24 @@ pub(super) fn clean(answer: &mut HeaderMap) {
     }
 }
 
-fn is_left_out(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    HOP_BY_HOP.contains(&name) || NEVER_RETURNED.contains(&name) || is_for_a_server_in_front(name)
+/// Whether a header does not come back: it is for one connection, a secret, or about fal's own host, which a browser would
+/// take to be about this server's.
+fn is_left_out(name: &str) -> bool {
+    is_hop_by_hop(name)
+        || matches!(
+            name,
+            "set-cookie"
+                | "x-fal-cdn-token"
+                | "www-authenticate"
+                | "proxy-authenticate"
+                | "alt-svc"
+                | "strict-transport-security"
+                // It has a browser forget what it keeps of the host that it asked, its log-in too.
+                | "clear-site-data"
+                // It is ours: by this one our answers are told from fal's.
+                | "x-tower-fal-rule"
+        )
+        || is_for_a_server_in_front(name)
 }
 
 /// Whether a header tells a CDN or a web server in front of this one what to do: to keep an answer, which our `no-store`
@@ -187,6 +190,28 @@ mod tests {
         wire::header::{CDN_TOKEN, USER_ID},
     };
 
+    const NEVER_SENT: [&str; 19] = [
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "host",
+        "content-length",
+        "expect",
+        "user-agent",
+        "x-fal-client-proxy",
+        "x-fal-target-url",
+        "x-fal-user-id",
+        "x-fal-cdn-token",
+        "x-app-fal-can-disable-filter",
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+
     fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
         of.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
     }
@@ -219,7 +244,7 @@ mod tests {
 
     #[test]
     fn what_is_the_clients_or_ours_is_not_sent() {
-        for name in NEVER_SENT.into_iter().chain(HOP_BY_HOP) {
+        for name in NEVER_SENT {
             let mut sent = headers(&[(name, "spoof")]);
             Forwarded::default().to_fal(&mut sent);
             assert!(sent.values().all(|value| value == OURS), "{name}: {sent:?}");
@@ -235,9 +260,9 @@ mod tests {
     }
 
     #[test]
-    fn names_of_other_modules_are_in_the_lists() {
-        assert!([TARGET_URL, CLIENT_PROXY, USER_ID, CDN_TOKEN].iter().all(is_never_sent));
-        assert!([CDN_TOKEN, RULE].iter().all(is_left_out));
+    fn names_of_other_modules_are_written_alike() {
+        assert!([TARGET_URL, CLIENT_PROXY, USER_ID, CDN_TOKEN].iter().all(|name| is_never_sent(name.as_str())));
+        assert!([CDN_TOKEN, RULE].iter().all(|name| is_left_out(name.as_str())));
     }
 
     #[test]
@@ -257,7 +282,7 @@ mod tests {
         let of =
             [("x-custom", "a"), ("x-fal-queue-priority", "low"), ("accept", "b"), ("content-type", "application/json")];
         assert_eq!(sent(&only, &of), ["x-custom: a", "content-type: application/json"]);
-        for name in NEVER_SENT.into_iter().chain(HOP_BY_HOP).map(HeaderName::from_static) {
+        for name in NEVER_SENT.into_iter().map(HeaderName::from_static) {
             assert!(Forwarded::these([name.clone()]).is_err(), "{name}");
         }
         assert!(Forwarded::these([HeaderName::from_static("x-fal-user_id")]).is_err());
