@@ -15,6 +15,7 @@ use crate::{
     answer::Answer,
     origin::{FalOrigins, OriginPolicy as _},
     pattern::InvalidPattern,
+    wire::API_HOSTS,
 };
 
 /// The header in which the official clients name the URL that they mean.
@@ -208,7 +209,9 @@ impl Targets {
         let rest = text.strip_prefix("https://").ok_or(SCHEME)?;
         let end = rest.bytes().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
         let (authority, path_and_query) = rest.split_at(end);
-        let host = judge_authority(authority)?;
+        // Nearly every target names its host exactly so.
+        let is_plain = API_HOSTS.contains(&authority);
+        let host = if is_plain { authority } else { judge_authority(authority)? };
         let (path, query) = match path_and_query.bytes().position(|byte| byte == b'?') {
             Some(place) => (&path_and_query[..place], Some(&path_and_query[place + 1..])),
             None => (path_and_query, None),
@@ -217,7 +220,7 @@ impl Targets {
         let webhooks_are_allowed = query.map_or(Ok(true), |query| self.judge_query(query))?;
 
         let host_in_lower_case;
-        let host = if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        let host = if !is_plain && host.bytes().any(|byte| byte.is_ascii_uppercase()) {
             host_in_lower_case = host.to_ascii_lowercase();
             &host_in_lower_case
         } else {
