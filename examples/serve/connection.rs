@@ -12,7 +12,7 @@ use std::{
     future::poll_fn,
     net::IpAddr,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -124,6 +124,8 @@ pub(crate) async fn serve<S: Answers>(
     limits: Limits,
     mut phase: watch::Receiver<Phase>,
 ) {
+    /// One for all: a connection with one of its own would be a tenth larger.
+    static BUILDER: LazyLock<auto::Builder<TokioExecutor>> = LazyLock::new(builder);
     static TOO_LATE: Seldom = Seldom::new();
 
     let activity = Arc::new(Activity::new());
@@ -137,8 +139,7 @@ pub(crate) async fn serve<S: Answers>(
             Ok::<_, Infallible>(response.map(|body| Tracked { body, open }))
         }
     });
-    let builder = builder();
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(BUILDER.serve_connection(TokioIo::new(stream), service));
     // Since when it has been asked to end.
     let mut closing = None;
     loop {
