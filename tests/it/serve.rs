@@ -161,6 +161,20 @@ async fn a_request_that_waits_for_fal_is_not_cut_off() {
     app.end().await.well();
 }
 
+#[tokio::test]
+async fn a_stream_that_waits_for_its_next_event_is_not_cut_off() {
+    let fal = fal_of_acme().await;
+    let (app, _tenants) = byok(&fal.run_origin(), &["--header-timeout", "0.2", "--idle-timeout", "0.2"]).await;
+    fal.hold_events_after(1);
+    let mut stream = app.open(run("/run/fal-ai/flux/stream")).await.unwrap();
+    stream.frame().await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    fal.hold_events_after(usize::MAX);
+    let rest = Answer::of(stream).await.body;
+    assert_eq!(rest.matches("data: ").count(), 2, "{rest}");
+    app.end().await.well();
+}
+
 /// An app that answers without end, and says when nobody reads it any more.
 async fn endless() -> (Served, oneshot::Receiver<Infallible>) {
     let (sender, dropped) = oneshot::channel();
