@@ -18,7 +18,6 @@ use tower_fal::{
     retry::ReplayBody,
 };
 use tower_fal_proxy_bench::{AUTHORIZATION, BoxError, Fixed, trusting};
-use tower_service::Service as _;
 
 #[derive(Parser)]
 struct Options {
@@ -65,7 +64,7 @@ where
         stream.set_nodelay(true)?;
         let proxy = proxy.clone();
         tokio::spawn(async move {
-            let service = service_fn(move |request| proxy.clone().call(request));
+            let service = service_fn(move |request| proxy.request(request));
             // A client may leave when it likes.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
