@@ -31,6 +31,7 @@ use pin_project::pin_project;
 use tokio::{
     net::TcpStream,
     sync::watch,
+    task::coop::has_budget_remaining,
     time::{Instant, sleep_until},
 };
 use tower::ServiceExt as _;
@@ -188,7 +189,8 @@ pub(crate) async fn serve<S: Answers>(
             if waits && !timer.is_elapsed() && phase.has_changed().is_ok_and(|changed| !changed) {
                 return Poll::Pending;
             }
-            waits_with = Some(cx.waker().clone());
+            // Without budget they wait for nothing, and only say so.
+            waits_with = has_budget_remaining().then(|| cx.waker().clone());
             match changed.as_mut().poll(cx) {
                 Poll::Ready(changed) => Poll::Ready(changed.is_err()),
                 Poll::Pending => timer.as_mut().poll(cx).map(|()| false),

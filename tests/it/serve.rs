@@ -17,19 +17,27 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     process::Command,
-    sync::oneshot,
+    sync::{oneshot, watch},
     task::JoinSet,
     time::{Instant, timeout},
 };
 use tower_fal::mock::MockFal;
 
+use self::parts::connection::{self, Limits, Phase};
 use crate::{
     app::{Answer, App, Ended, Served, app, raise_limit},
     axum_byok::{self, ACME},
     support::{key, nobody},
 };
+
+/// What serves one connection, by itself.
+#[path = "../../examples/serve"]
+mod parts {
+    pub(super) mod connection;
+    mod seldom;
+}
 
 const NAME: &str = "axum_images";
 
@@ -150,6 +158,26 @@ async fn an_idle_connection_is_closed_after_the_timeout() {
     }
     connections.join_all().await;
     app.end().await.well();
+}
+
+/// Tokio gives a task so many steps before others get their turn. A task that has used them up learns nothing of its timers.
+#[tokio::test]
+async fn an_idle_connection_is_closed_after_a_busy_answer() {
+    let busy = || async {
+        for _ in 0..1000 {
+            tokio::task::consume_budget().await;
+        }
+    };
+    let router = Router::new().fallback(busy);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let client = with_sent(&address, b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    let (_phase, phase) = watch::channel(Phase::Open);
+    let times = Limits { header_timeout: PATIENCE, idle_timeout: Duration::from_millis(200) };
+    let (stream, _) = listener.accept().await.unwrap();
+    let served = tokio::spawn(connection::serve(stream, router, times, phase));
+    until_closed(client).await;
+    served.await.unwrap();
 }
 
 #[tokio::test]
