@@ -78,7 +78,7 @@ pub(crate) mod stamp;
 
 pub use self::stamp::Stamp;
 pub(crate) use self::{
-    authorizer::Authorizer,
+    authorizer::{Authorizer, is_proof},
     stamp::{SendWith, is_refusal},
 };
 

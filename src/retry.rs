@@ -191,7 +191,7 @@ impl<M> FalRetryLayer<M> {
 
     /// How many refused requests may wait for a newer credential at once. Default: 1,024. Others get their error
     /// immediately. Beyond that an eighth more may wait: a request gets one of these places as long as fewer requests to
-    /// its owner, such as `fal-ai`, wait than places are left.
+    /// its owner, such as `fal-ai`, wait than places are left. Nine owners can take all of them.
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.policy.set_max_waiting(requests);
         self

@@ -8,7 +8,7 @@ use super::stamp::{CrossedOrigin, SendWith, SentWith, Stamp};
 use crate::{
     credential::Credential,
     origin::OriginPolicy,
-    store::{CredentialStore, Mark, Snapshot},
+    store::CredentialStore,
     wire::{self, header::USER_ID},
 };
 
@@ -113,8 +113,9 @@ impl SentWith {
     pub(crate) fn observe(&self, status: StatusCode, headers: &HeaderMap, extensions: &Extensions) {
         if let Self::Stores(snapshot, mark) = self
             && !mark.is_accepted()
+            && is_proof(status, headers, extensions)
         {
-            note_proof(snapshot, *mark, status, headers, extensions);
+            snapshot.note_accepted(*mark);
         }
     }
 
@@ -139,11 +140,9 @@ fn put_account(account: Option<&HeaderValue>, headers: &mut HeaderMap) {
     }
 }
 
-/// Only an accepted credential gets a 2xx, or any response of a runner. A gateway's 502 proves nothing.
+/// Whether a response proves that fal has accepted the credential of its request: only then comes a 2xx, or any response of
+/// a runner. A gateway's 502 proves nothing.
 #[cold]
-fn note_proof(snapshot: &Snapshot, mark: Mark, status: StatusCode, headers: &HeaderMap, extensions: &Extensions) {
-    let is_proof = status.is_success() || wire::is_of_a_runner(headers);
-    if is_proof && extensions.get::<CrossedOrigin>().is_none() {
-        snapshot.note_accepted(mark);
-    }
+pub(crate) fn is_proof(status: StatusCode, headers: &HeaderMap, extensions: &Extensions) -> bool {
+    (status.is_success() || wire::is_of_a_runner(headers)) && extensions.get::<CrossedOrigin>().is_none()
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     application::Application,
-    auth::{SendWith, Stamp, is_refusal},
+    auth::{SendWith, Stamp, is_proof, is_refusal},
     credential::Credential,
     error::{FalAuthError, Refusal, RefusalParts, Replayed},
     events,
@@ -108,9 +108,9 @@ impl Attempts {
         {
             return Next::BackOff(wait);
         }
-        if let Ended::Answered { status, .. } = ended {
-            if status.is_success()
-                && let Some(accepted) = &self.send_with
+        if let Ended::Answered { status, headers, extensions } = ended {
+            if let Some(accepted) = &self.send_with
+                && is_proof(status, headers, extensions)
             {
                 self.policy.note_replayed(accepted, &self.tried);
             }
