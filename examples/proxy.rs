@@ -26,6 +26,7 @@ use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
+use mimalloc::MiMalloc;
 use serde_json::json;
 use tower_fal::{
     CredentialStore,
@@ -49,6 +50,11 @@ mod front;
 #[allow(dead_code)] // what is put around a router, which this has not
 mod serve;
 mod terminal;
+
+/// With hundreds of connections, memory of a few kilobytes is taken and given back all the time, for which the usual
+/// allocator of Linux is slow.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// The server proxy: browsers send it what they want of fal, and the key stays here.
 ///
