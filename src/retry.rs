@@ -10,10 +10,10 @@
 //! 3. **403**, or a 401 that is the *application's*: a typed error at once. Another key would not help, and the
 //!    application would run, and bill, twice.
 //! 4. **401**, and the store's credential is newer by now: the request is sent again with that.
-//! 5. **401**, and fal has never accepted the store's credential, so it may be too early or mistyped: the store goes back
-//!    to the previous one, and the request is sent again with that. Later requests are sent with that one only, and the
-//!    new one is tried from time to time: see [`overlap`](FalRetryLayer::overlap). If the previous one is refused as
-//!    well, step 6 follows.
+//! 5. **401**, and fal has never accepted the store's credential, so it may be too early or mistyped: the request is sent
+//!    again with the previous one. Later requests to the same application are sent with that one only, and if fal accepts
+//!    it, those to all applications. The new one is tried from time to time: see [`overlap`](FalRetryLayer::overlap). If
+//!    the previous one is refused as well, step 6 follows.
 //! 6. **401** because fal does not know the key, or for no known reason: the store reloads, once for everyone, and the
 //!    request waits up to 2 s for a newer credential. When one comes, it is sent again; when none does, that is a typed
 //!    error, with the reload's own error inside. Any other 401 is a typed error at once.
@@ -182,8 +182,8 @@ impl<M> FalRetryLayer<M> {
     ///
     /// A new key may reach this server before fal knows it, or may be mistyped. So the store keeps the last key that fal
     /// accepted until fal has accepted the new one. If the new one is refused first, requests are sent with the previous
-    /// one again, and the new one is tried from time to time. Zero turns this off. Of several layers of a store the
-    /// longest time counts. A store without a driver ([`fixed`](CredentialStore::fixed)) keeps no previous credential.
+    /// one again: those to the application that has refused it, and when fal has accepted the previous one there, all. The
+    /// new one is tried from time to time. Zero turns this off. Of several layers of a store the longest time counts. A store without a driver ([`fixed`](CredentialStore::fixed)) keeps no previous credential.
     pub fn overlap(mut self, window: Duration) -> Self {
         self.policy.overlap = window;
         self
