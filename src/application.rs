@@ -105,6 +105,15 @@ impl<V: Default> ByApplication<V> {
         self.noted.last_mut().map(|(_, noted)| noted)
     }
 
+    pub(crate) fn count(&self) -> usize {
+        self.noted.len()
+    }
+
+    /// What is noted of all applications of this one's owner.
+    pub(crate) fn of_owner(&self, application: Application) -> impl Iterator<Item = &V> {
+        self.noted.iter().filter(move |(known, _)| known.owner == application.owner).map(|(_, noted)| noted)
+    }
+
     pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut V> {
         self.noted.iter_mut().map(|(_, noted)| noted)
     }

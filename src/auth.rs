@@ -78,7 +78,7 @@ pub(crate) mod stamp;
 
 pub use self::stamp::Stamp;
 pub(crate) use self::{
-    authorizer::{Authorizer, is_proof},
+    authorizer::Authorizer,
     stamp::{SendWith, is_refusal},
 };
 

@@ -244,8 +244,8 @@ impl CredentialStore {
         self.shared.issued(snapshot)
     }
 
-    /// The credentials that a request to this application may be sent with, the best one first: the one in use, and the one beside it while
-    /// fal has not accepted the newest one.
+    /// The credentials that a request to this application may be sent with, the best one first: the one in use, and the one
+    /// beside it while fal has not accepted the newest one.
     pub(crate) fn candidates(&self, application: Application) -> [Option<Candidate>; 2] {
         self.shared.candidates(application)
     }
@@ -265,11 +265,6 @@ impl CredentialStore {
     /// evidence stood at `sent`. Returns the evidence for it.
     pub(crate) fn note_refused(&self, refused: &Snapshot, sent: Mark, claim: Claim) -> Mark {
         self.shared.note_refused(refused, sent, claim)
-    }
-
-    /// A request was refused with this credential, and accepted with the previous one after that.
-    pub(crate) fn note_previous_worked(&self, refused: &Snapshot) {
-        self.shared.note_previous_worked(refused);
     }
 
     /// Has the driver look for a newer credential than this one, as [`reload_past`](Self::reload_past), but does not

@@ -112,7 +112,7 @@ impl SentWith {
     #[inline]
     pub(crate) fn observe(&self, status: StatusCode, headers: &HeaderMap, extensions: &Extensions) {
         if let Self::Stores(snapshot, mark) = self
-            && !mark.is_accepted()
+            && snapshot.wants_proof()
             && is_proof(status, headers, extensions)
         {
             snapshot.note_accepted(*mark);
@@ -143,6 +143,6 @@ fn put_account(account: Option<&HeaderValue>, headers: &mut HeaderMap) {
 /// Whether a response proves that fal has accepted the credential of its request: only then comes a 2xx, or any response of
 /// a runner. A gateway's 502 proves nothing.
 #[cold]
-pub(crate) fn is_proof(status: StatusCode, headers: &HeaderMap, extensions: &Extensions) -> bool {
+fn is_proof(status: StatusCode, headers: &HeaderMap, extensions: &Extensions) -> bool {
     (status.is_success() || wire::is_of_a_runner(headers)) && extensions.get::<CrossedOrigin>().is_none()
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     application::Application,
-    auth::{SendWith, Stamp, is_proof, is_refusal},
+    auth::{SendWith, Stamp, is_refusal},
     credential::Credential,
     error::{FalAuthError, Refusal, RefusalParts, Replayed},
     events,
@@ -108,12 +108,7 @@ impl Attempts {
         {
             return Next::BackOff(wait);
         }
-        if let Ended::Answered { status, headers, extensions } = ended {
-            if let Some(accepted) = &self.send_with
-                && is_proof(status, headers, extensions)
-            {
-                self.policy.note_replayed(accepted, &self.tried);
-            }
+        if matches!(ended, Ended::Answered { .. }) {
             self.tell_of_replay(true);
         }
         Next::Return

@@ -139,15 +139,6 @@ impl Policy {
         self.store.as_ref()?.send_with(carrier, replayable)
     }
 
-    /// A request was accepted that was sent with this credential, after it was refused with these.
-    pub(super) fn note_replayed(&self, accepted: &Snapshot, tried: &Tried) {
-        if let Some((store, (refused, _))) = self.store.as_ref().zip(newest(tried))
-            && accepted.generation() < refused.generation()
-        {
-            store.note_previous_worked(refused);
-        }
-    }
-
     /// A request was refused that carried no credential of a layer of ours.
     pub(super) fn tell_of_others(&self, status: StatusCode, origin: impl FnOnce() -> String) {
         self.shared.refusals.tell_of_others(status, origin);

@@ -30,6 +30,9 @@ pub(super) struct Evidence {
 pub(super) trait Witness: Send + Sync {
     /// For the first time, or for the first time since it was refused.
     fn accepted(&self, generation: Generation);
+
+    /// A request was accepted that was sent with the previous one because this newer one was refused.
+    fn worked_instead_of(&self, newer: Generation);
 }
 
 /// The evidence as it stood at one moment.
@@ -99,6 +102,12 @@ impl Evidence {
         }
     }
 
+    pub(super) fn worked_instead_of(&self, newer: Generation) {
+        if let Some(store) = self.store.upgrade() {
+            store.worked_instead_of(newer);
+        }
+    }
+
     /// Whether a request has succeeded since this was last asked that did not end the doubt, as it was sent before. When a
     /// credential is revoked, there are soon no more of these.
     pub(super) fn take_late_success(&self) -> bool {
@@ -163,6 +172,8 @@ pub(super) mod tests {
         fn accepted(&self, _: Generation) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
+
+        fn worked_instead_of(&self, _: Generation) {}
     }
 
     /// The evidence of a store that is not there.

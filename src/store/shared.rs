@@ -452,11 +452,14 @@ impl Shared {
     /// credential that fal accepts comes first.
     pub(super) fn candidates(&self, application: Application) -> [Option<Candidate>; 2] {
         let writer = self.writer();
+        let current = self.slot.load();
         let has_refused = matches!(&writer.standby, Standby::Previous { tries, .. } if tries.has_refused(application));
-        let current = Candidate { snapshot: self.slot.load(), is_set_aside: has_refused };
-        let is_set_aside = matches!(writer.standby, Standby::Newest { .. });
-        let other =
-            writer.standby.snapshot(writer.overlap).map(|other| Candidate { snapshot: other.clone(), is_set_aside });
+        let is_set_aside = writer.standby.is_newest();
+        let other = writer.standby.snapshot(writer.overlap).map(|other| {
+            let snapshot = if has_refused { other.in_place_of(current.generation()) } else { other.clone() };
+            Candidate { snapshot, is_set_aside }
+        });
+        let current = Candidate { snapshot: current, is_set_aside: has_refused };
         match other {
             Some(other) if other.is_accepted() && !current.is_accepted() => [Some(other), Some(current)],
             other => [Some(current), other],
@@ -480,8 +483,11 @@ impl Shared {
         match &mut writer.standby {
             Standby::Nothing => None,
             Standby::Previous { snapshot, since, tries } => {
-                let is_way_back = since.elapsed() < overlap && tries.has_refused(application);
-                (is_way_back && !tries.take(application, replayable, snapshot.mark())).then(|| snapshot.clone())
+                let may_work = snapshot.mark().was_ever_accepted() || !tries.has_refused_both(application);
+                let is_way_back = since.elapsed() < overlap && tries.has_refused(application) && may_work;
+                let newest = self.slot.load().generation();
+                (is_way_back && !tries.take(application, replayable, snapshot.mark()))
+                    .then(|| snapshot.in_place_of(newest))
             }
             Standby::Newest { snapshot, tries } => {
                 let in_use = self.slot.load().mark();
@@ -504,10 +510,17 @@ impl Shared {
         let mark = if is_unknown { refused.evidence().doubt() } else { refused.mark() };
         let current = self.slot.load();
         let is_in_use = current.generation() == refused.generation();
-        if is_unknown {
-            self.note_for_tries(&mut writer, application, refused, is_in_use, mark);
+        if is_unknown && self.note_for_tries(&mut writer, application, refused, is_in_use, mark) {
+            self.set_aside(writer, &current);
+            return mark;
         }
         if !is_in_use {
+            // An application that has refused the newest one gets this one only.
+            let is_only_one = matches!(&writer.standby, Standby::Previous { snapshot, tries, .. }
+                if snapshot.generation() == refused.generation() && tries.has_refused(application));
+            if is_unknown && is_only_one && writer.doubted.is_some() {
+                self.status.send_if_modified(|status| status.note_refusal(reason));
+            }
             return mark;
         }
         // What is being accepted elsewhere is refused by an application, or has just been revoked: time tells.
@@ -526,7 +539,8 @@ impl Shared {
     }
 
     /// While fal has not accepted the newest credential, an application that refuses it gets the previous one. When it
-    /// refuses both, the newest one is tried again.
+    /// refuses both, the newest one is tried again. Returns whether so many have refused the newest one that all are to get
+    /// the previous one.
     fn note_for_tries(
         &self,
         writer: &mut Writer,
@@ -534,11 +548,12 @@ impl Shared {
         refused: &Snapshot,
         is_in_use: bool,
         mark: Mark,
-    ) {
+    ) -> bool {
         match &mut writer.standby {
-            Standby::Previous { tries, .. } if is_in_use && !mark.was_ever_accepted() => {
-                tries.refused(application);
+            Standby::Previous { snapshot, tries, .. } if is_in_use && !mark.was_ever_accepted() => {
+                tries.refused(application, self.clock.now());
                 self.has_tries.store(true, Ordering::Relaxed);
+                return tries.have_several_refused() && snapshot.mark().was_ever_accepted();
             }
             Standby::Previous { snapshot, tries, .. }
                 if snapshot.generation() == refused.generation() && tries.has_refused(application) =>
@@ -548,16 +563,11 @@ impl Shared {
             Standby::Newest { tries, .. } if is_in_use => tries.other_refused(application, mark),
             _ => {}
         }
+        false
     }
 
-    /// A request was refused with this credential, and accepted with the previous one after that. That the previous one
-    /// works is a fact, so all requests go out with it until fal accepts this one.
-    pub(super) fn note_previous_worked(&self, refused: &Snapshot) {
-        let mut writer = self.writer();
-        let current = self.slot.load();
-        if current.generation() != refused.generation() || current.mark().was_ever_accepted() {
-            return;
-        }
+    /// Requests go out with the previous credential, until fal accepts this newest one.
+    fn set_aside(&self, mut writer: MutexGuard<'_, Writer>, newest: &Snapshot) {
         let (previous, mut tries) = match std::mem::take(&mut writer.standby) {
             Standby::Previous { snapshot, tries, .. } => (snapshot, tries),
             other => {
@@ -565,13 +575,13 @@ impl Shared {
                 return;
             }
         };
-        tries.set_aside();
-        self.set_standby(&mut writer, Standby::Newest { snapshot: current.clone(), tries });
+        let refused_at = tries.set_aside().unwrap_or_else(|| self.clock.now());
+        self.set_standby(&mut writer, Standby::Newest { snapshot: newest.clone(), tries });
         self.use_snapshot(&mut writer, &previous);
-        self.status.send_modify(|status| status.set_pending(&current));
+        self.status.send_modify(|status| status.set_pending(newest, refused_at));
         drop(writer);
-        let (credential, generation) = (current.credential(), current.generation().get());
-        events::set_aside(current.source(), credential, generation, previous.credential());
+        let (credential, generation) = (newest.credential(), newest.generation().get());
+        events::set_aside(newest.source(), credential, generation, previous.credential());
         self.show();
     }
 
@@ -608,6 +618,14 @@ impl Shared {
 }
 
 impl Witness for Shared {
+    fn worked_instead_of(&self, newer: Generation) {
+        let writer = self.writer();
+        let current = self.slot.load();
+        if current.generation() == newer && !current.mark().was_ever_accepted() {
+            self.set_aside(writer, &current);
+        }
+    }
+
     fn accepted(&self, generation: Generation) {
         let mut writer = self.writer();
         writer.paces.accepted();

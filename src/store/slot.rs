@@ -28,6 +28,8 @@ struct Published {
     generation: Generation,
     source: Arc<str>,
     evidence: Arc<Evidence>,
+    /// The newer one that was refused, so that a request is sent with this one.
+    instead_of: Option<Generation>,
 }
 
 impl Snapshot {
@@ -39,7 +41,7 @@ impl Snapshot {
         evidence: Arc<Evidence>,
     ) -> Self {
         let source = Arc::clone(credential.source_arc().unwrap_or(source));
-        Self { inner: Arc::new(Published { credential, generation, source, evidence }) }
+        Self { inner: Arc::new(Published { credential, generation, source, evidence, instead_of: None }) }
     }
 
     /// The credential.
@@ -67,11 +69,28 @@ impl Snapshot {
         self.inner.evidence.mark()
     }
 
+    /// The same for a request that is sent with it because this newer one was refused.
+    pub(super) fn in_place_of(&self, newer: Generation) -> Self {
+        let Published { credential, generation, source, evidence, .. } = &*self.inner;
+        let (credential, source, evidence) = (credential.clone(), Arc::clone(source), Arc::clone(evidence));
+        let inner = Published { credential, generation: *generation, source, evidence, instead_of: Some(newer) };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Whether it is news if fal accepts a request with this.
+    #[inline]
+    pub(crate) fn wants_proof(&self) -> bool {
+        !self.mark().is_accepted() || self.inner.instead_of.is_some()
+    }
+
     /// fal accepted a request with this credential, which was sent when the evidence stood at `sent`.
     #[inline]
     pub(crate) fn note_accepted(&self, sent: Mark) {
         if !self.mark().is_accepted() {
             self.inner.evidence.accept(self.generation(), sent);
+        }
+        if let Some(newer) = self.inner.instead_of {
+            self.inner.evidence.worked_instead_of(newer);
         }
     }
 

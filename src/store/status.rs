@@ -187,7 +187,7 @@ impl Status {
     }
 
     /// fal has refused the newest credential before it ever accepted it, and another one is in use again.
-    pub(super) fn set_pending(&mut self, newest: &Snapshot) {
+    pub(super) fn set_pending(&mut self, newest: &Snapshot, refused_at: SystemTime) {
         let credential = newest.credential();
         self.pending = Some(PendingCredential {
             generation: newest.generation(),
@@ -195,7 +195,7 @@ impl Status {
             scheme: credential.scheme(),
             key_id: credential.key_id().cloned(),
             account: credential.account().cloned(),
-            refused_at: self.clock.now(),
+            refused_at,
         });
     }
 

@@ -960,3 +960,20 @@ async fn many_waits_that_wake_up_late_cause_few_loads() {
     }
     assert!((60..=154).contains(&source.loads()), "{} in 21.6 s", source.loads());
 }
+
+/// Requests to an application that go once, and are refused with both credentials.
+#[tokio::test(start_paused = true)]
+async fn a_store_is_degraded_while_all_is_refused() {
+    let (store, _, clock) = observed(Credential::key("first:secret").unwrap()).await;
+    store.keep_previous_for(24 * HOUR);
+    store.load().note_accepted(store.load().mark());
+    store.replace(Credential::key("second:secret").unwrap());
+    let application = claim(Reason::Unknown).application;
+    for second in 0..if cfg!(miri) { 100 } else { 3600 } {
+        let sent_with = store.send_with(|| Some(application), || false).unwrap_or_else(|| store.load());
+        refuse(&store, &sent_with, Reason::UnknownCredential);
+        assert!(store.status().degraded().next().is_some(), "after {second} s");
+        clock.forward(1);
+        tokio::time::advance(SECOND).await;
+    }
+}

@@ -33,6 +33,7 @@ use crate::support::{self, PATIENCE, key};
 mod applications;
 
 mod crowd;
+mod early_keys;
 mod events;
 mod evidence;
 mod forbidden;
